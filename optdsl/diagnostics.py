@@ -1,0 +1,127 @@
+"""What is wrong with a spec, as data, and its one rendering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+
+from rich.text import Text
+
+from optdsl.source import Span
+
+
+class Code(StrEnum):
+    """One word pair per mistake. Each has a golden file in `tests/diagnostics`."""
+
+    SYNTAX = "syntax"
+    TOO_DEEP = "too-deep"
+    NUMBER_RANGE = "number-range"
+    EMPTY_FILE = "empty-file"
+    NOT_UTF8 = "not-utf8"
+    MISSING_FILE = "missing-file"
+    NO_SPECS = "no-specs"
+    UNKNOWN_NAME = "unknown-name"
+    UNKNOWN_FUNCTION = "unknown-function"
+    UNKNOWN_TYPE = "unknown-type"
+    UNKNOWN_BASE = "unknown-base"
+    UNKNOWN_PROPERTY = "unknown-property"
+    DUPLICATE = "duplicate"
+    CASE_COLLISION = "case-collision"
+    RESERVED_NAME = "reserved-name"
+    SHADOWED = "shadowed"
+    ARITY = "arity"
+    WRONG_KIND = "wrong-kind"
+    WRONG_TYPE = "wrong-type"
+    DEFAULT_BREAKS_REQUIRE = "default-breaks-require"
+    DEFAULT_ORDER = "default-order"
+    MISSING_PART = "missing-part"
+    OPTION_MISUSE = "option-misuse"
+    NOT_ASSIGNABLE = "not-assignable"
+    READ_BEFORE_SET = "read-before-set"
+    UNREAD = "unread"
+    UNSUPPORTED = "unsupported"
+
+
+class Severity(StrEnum):
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """A message about the user's text. `span` is the smallest place that is wrong, or a file's name
+    when the file has no text to point at; `label` stands behind the carets, `notes` are facts,
+    `hints` say what to do."""
+
+    code: Code
+    message: str
+    span: Span | str
+    label: str = ""
+    related: tuple[tuple[Span, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
+    severity: Severity = Severity.ERROR
+
+
+class SpecError(Exception):
+    """All that is wrong with the specs of one run."""
+
+    def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
+        self.diagnostics = tuple(diagnostics)
+        super().__init__("\n".join(render(d).plain for d in self.diagnostics))
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> tuple[str, ...]:
+    """A hint with the closest candidate, or nothing. Never the name itself."""
+    pool = sorted({c for c in candidates if c != name})
+    lowered = {c.lower(): c for c in reversed(pool)}
+    close = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    return (f"Did you mean '{lowered[close[0]]}'?",) if close else ()
+
+
+STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow"}
+WIDEST_LINE = 160
+
+
+def render(diagnostic: Diagnostic) -> Text:
+    """The message as people read it: coloured on a terminal, `.plain` elsewhere."""
+    style = STYLES[diagnostic.severity]
+    out = Text()
+    out.append(f"{diagnostic.severity}[{diagnostic.code}]", style)
+    out.append(f": {diagnostic.message}\n", "bold")
+    if isinstance(diagnostic.span, str):
+        out.append(f"  {diagnostic.span}\n", "cyan")
+    else:
+        _excerpt(out, diagnostic.span, diagnostic.label, "^", style)
+    for span, label in diagnostic.related:
+        _excerpt(out, span, label, "-", "cyan")
+    for title, lines in (("note", diagnostic.notes), ("hint", diagnostic.hints)):
+        for line in lines:
+            out.append(f"  {title}: ", "bold cyan")
+            out.append(f"{line}\n")
+    return out
+
+
+def _excerpt(out: Text, span: Span, label: str, mark: str, style: str) -> None:
+    """`file:line:column`, the source line, and marks under the span's part of that line."""
+    source = span.source
+    number, column = source.position(span.start)
+    out.append(f"  {source.name}:{number}:{column}\n", "cyan")
+    text = source.line(number)
+    first = column - 1
+    width = max(1, min(span.end - span.start, len(text) - first))
+    # A line of noise would drown the message: show a window that holds the span's beginning.
+    if len(text) > WIDEST_LINE:
+        cut = max(0, first - WIDEST_LINE // 2)
+        text, first = text[cut : cut + WIDEST_LINE], first - cut
+        width = min(width, WIDEST_LINE - first)
+    # Tabs and control characters take one column each, so that the marks stand under the span.
+    text = "".join(c if c.isprintable() else " " for c in text)
+    gutter = f" {number} | "
+    out.append(gutter, "dim")
+    out.append(f"{text}\n".replace(" \n", "\n") if not text.strip() else f"{text.rstrip()}\n")
+    out.append(" " * (len(gutter) - 2) + "| ", "dim")
+    out.append(" " * first + mark * width, style)
+    out.append(f" {label}\n" if label else "\n", style)

@@ -1,0 +1,303 @@
+"""The typed intermediate representation: names bound, kinds known, at the level of tensors.
+
+Nodes are frozen and do nothing; passes and targets process them. A rewritten node takes the span
+of what it replaces, a node made of two the smallest span that covers both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import assert_never
+
+from optdsl.ops import OPS, Kind, Rule, Type
+from optdsl.source import NOWHERE, Source, Span
+
+
+class Role(StrEnum):
+    """What a name stands for."""
+
+    HYPER = "hyperparameter"
+    OPTION = "option"
+    STATE = "slot"
+    PARAM = "parameter"
+    GRAD = "gradient"
+    LOCAL = "local name"
+    PROPERTY = "property of the parameter"
+    GIVEN = "value given to a schedule"
+    COLUMN = "hoisted scalar"
+
+
+def _nowhere() -> Span:
+    return field(default=NOWHERE, compare=False)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """A literal; `symbol` is set for `pi` and `inf`, which print as names."""
+
+    value: float | int | bool | str
+    symbol: str = ""
+    span: Span = _nowhere()
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    name: str
+    role: Role
+    kind: Kind
+    type: Type = Type.NUMBER
+    span: Span = _nowhere()
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """An operator's row by its name. Use `apply` to make one: it infers the kind."""
+
+    op: str
+    args: tuple[Expr, ...]
+    kind: Kind
+    span: Span = _nowhere()
+
+
+Expr = Const | Ref | Apply
+
+
+@dataclass(frozen=True, slots=True)
+class Let:
+    """A new name for a value, rounded to its storage type."""
+
+    name: str
+    value: Expr
+    kind: Kind
+    span: Span = _nowhere()
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """`target = value`. `operator` is set for `slot += e` on a zero-dimensional slot, which computes
+    in the slot's own type: `value` is then `e` alone. Elsewhere `x += e` is resolved to `x = x + e`.
+    """
+
+    target: Ref
+    value: Expr
+    operator: str = ""
+    span: Span = _nowhere()
+
+
+@dataclass(frozen=True, slots=True)
+class Descend:
+    """The step itself, `param -= value`: what wrappers rewrite."""
+
+    value: Expr
+    span: Span = _nowhere()
+
+
+@dataclass(frozen=True, slots=True)
+class If:
+    condition: Expr
+    then: tuple[Stmt, ...]
+    orelse: tuple[Stmt, ...]
+    span: Span = _nowhere()
+
+
+Stmt = Let | Assign | Descend | If
+
+
+class Base(StrEnum):
+    """The value types of hyperparameters."""
+
+    REAL = "real"
+    INT = "int"
+    BOOL = "bool"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class ValueType:
+    base: Base
+    optional: bool = False
+    per_group: bool = False
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hyper:
+    """A hyperparameter, or an option where `kind` is OPTION. `default` is an expression over other
+    hyperparameters, `literal` its text as typed; both are None for a required one. A tuple such as
+    `betas` has its parts' names in `components` and their defaults in `parts`."""
+
+    name: str
+    kind: Kind
+    type: ValueType
+    default: Expr | None
+    literal: str | None
+    components: tuple[str, ...] = ()
+    parts: tuple[Expr, ...] = ()
+    span: Span = _nowhere()
+
+
+@dataclass(frozen=True, slots=True)
+class Require:
+    """A condition that must hold. `message` may hold `{name}`; `hypers` are the names it reads."""
+
+    condition: Expr
+    message: str
+    hypers: tuple[str, ...]
+    span: Span = _nowhere()
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A slot. `initial` is None for `unset`; `kind` is SCALAR for a zero-dimensional slot."""
+
+    name: str
+    kind: Kind
+    initial: Expr | None
+    when: Expr | None
+    eager: bool
+    span: Span = _nowhere()
+
+
+FLAGS = ("foreach", "maximize", "capturable", "differentiable", "fused")
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """An optimizer. `signature` is the constructor's order after `params`: hyperparameters, flags,
+    and `*` where keyword-only arguments begin. `fixed` holds the options that a derived optimizer
+    has decided. The pass `hoist_scalars` moves scalar work from `body` to `scalars`."""
+
+    name: str
+    source: Source
+    doc: str
+    cites: tuple[str, ...]
+    hypers: tuple[Hyper, ...]
+    signature: tuple[str, ...]
+    requires: tuple[Require, ...]
+    states: tuple[State, ...]
+    body: tuple[Stmt, ...]
+    base: str | None = None
+    fixed: tuple[tuple[str, bool], ...] = ()
+    scalars: tuple[Stmt, ...] = ()
+    columns: tuple[str, ...] = ()
+    span: Span = _nowhere()
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A learning-rate schedule. `closed` gives the rate from the epoch `t` and `base_lr`, `chain`
+    from the current `lr`; a schedule driven by a metric has states and an update instead."""
+
+    name: str
+    source: Source
+    doc: str
+    cites: tuple[str, ...]
+    hypers: tuple[Hyper, ...]
+    requires: tuple[Require, ...]
+    lets: tuple[Let, ...]
+    closed: Expr | None
+    chain: Expr | None
+    states: tuple[State, ...]
+    parameters: tuple[str, ...]
+    body: tuple[Stmt, ...]
+    span: Span = _nowhere()
+
+
+Unit = Spec | Schedule
+
+
+def kind_of(expr: Expr) -> Kind:
+    return Kind.OPTION if isinstance(expr, Const) else expr.kind
+
+
+def type_of(expr: Expr) -> Type:
+    match expr:
+        case Const(value=bool()):
+            return Type.BOOL
+        case Const(value=str()):
+            return Type.TEXT
+        case Const():
+            return Type.NUMBER
+        case Ref():
+            return expr.type
+        case Apply():
+            return OPS[expr.op].result
+        case _:
+            assert_never(expr)
+
+
+def apply(op: str, *args: Expr, span: Span = NOWHERE) -> Apply:
+    """A node with its kind inferred from the operator's rule."""
+    kind = max((kind_of(a) for a in args), default=Kind.OPTION)
+    match OPS[op].rule:
+        case Rule.REDUCE:
+            kind = Kind.REDUCED
+        case Rule.INITIAL:
+            kind = Kind.ELEMENTWISE
+        case Rule.JOIN | Rule.SCALAR_ONLY:
+            pass
+    return Apply(op, args, kind, span)
+
+
+def is_scalar(expr: Expr) -> bool:
+    """Whether the host can compute it without a tensor."""
+    return kind_of(expr) <= Kind.SCALAR
+
+
+def map_expr(expr: Expr, f: Callable[[Expr], Expr]) -> Expr:
+    """`f` over every node, leaves first. A node whose operands did not change stays itself."""
+    if isinstance(expr, Apply):
+        args = tuple(map_expr(a, f) for a in expr.args)
+        if any(new is not old for new, old in zip(args, expr.args, strict=True)):
+            expr = apply(expr.op, *args, span=expr.span)
+    return f(expr)
+
+
+def map_stmt(stmt: Stmt, f: Callable[[Expr], Expr]) -> Stmt:
+    """`f` applied once to each expression of a statement, at its root."""
+    match stmt:
+        case Let():
+            return replace(stmt, value=f(stmt.value))
+        case Assign():
+            return replace(stmt, value=f(stmt.value))
+        case Descend():
+            return replace(stmt, value=f(stmt.value))
+        case If():
+            then = tuple(map_stmt(s, f) for s in stmt.then)
+            orelse = tuple(map_stmt(s, f) for s in stmt.orelse)
+            return replace(stmt, condition=f(stmt.condition), then=then, orelse=orelse)
+        case _:
+            assert_never(stmt)
+
+
+def walk(expr: Expr) -> Iterator[Expr]:
+    yield expr
+    if isinstance(expr, Apply):
+        for arg in expr.args:
+            yield from walk(arg)
+
+
+def refs(expr: Expr) -> Iterator[Ref]:
+    return (e for e in walk(expr) if isinstance(e, Ref))
+
+
+def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
+    """Every statement, nested ones behind the `if` that holds them."""
+    for stmt in body:
+        yield stmt
+        if isinstance(stmt, If):
+            yield from statements(stmt.then)
+            yield from statements(stmt.orelse)
+
+
+def expressions(stmt: Stmt) -> tuple[Expr, ...]:
+    """A statement's own expressions, without those of statements in it."""
+    match stmt:
+        case Let(value=value) | Assign(value=value) | Descend(value=value):
+            return (value,)
+        case If(condition=condition):
+            return (condition,)
+        case _:
+            assert_never(stmt)

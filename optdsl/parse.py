@@ -1,0 +1,337 @@
+"""Source -> SyntaxTree, or the first syntax error as a `SpecError`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from lark import Lark, Token, Tree
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark.tree import Meta
+from lark.visitors import Transformer, v_args
+
+from optdsl import syntax
+from optdsl.diagnostics import Code, Diagnostic, SpecError
+from optdsl.source import Source, Span
+
+DEEPEST_NESTING = 100
+
+# What messages call a terminal that is not simply a word or a sign in the grammar.
+PHRASES = {
+    "NAME": "a name",
+    "NUMBER": "a number",
+    "STRING": 'a string in "double quotes"',
+    "_ELSE": "'else'",
+    "_NEWLINE": "the end of the line",
+    "AUGMENTED": "'+='",
+    "COMPARE": "a comparison",
+    "$END": "the end of the file",
+}
+CHARACTER_HINTS = {
+    "^": "Powers are written 'x ** y'.",
+    ";": "A statement ends with its line.",
+    "'": 'Strings stand in "double quotes", on one line.',
+    '"': 'Strings stand in "double quotes", on one line, without backslashes.',
+    "&": "Conditions are joined with 'and'.",
+    "!": "Negation is written 'not x'.",
+    "[": "Parts of a tuple have names of their own: hyper betas: (beta1, beta2) = (0.9, 0.999).",
+}
+
+
+def parse(source: Source) -> syntax.SyntaxTree:
+    """The tree of a source. One syntax error per file: what follows it cannot be trusted."""
+    lines = _Lines()
+    # A last line without its newline would end in a comment that belongs to nothing.
+    text = source.text if source.text.endswith("\n") else source.text + "\n"
+    parser = _lark()
+    parser.options.postlex.lines = lines  # type: ignore[attr-defined]
+    try:
+        tree: Tree[Token] = parser.parse(text)
+    except UnexpectedInput as error:
+        raise SpecError([_syntax_error(source, error, lines)]) from None
+    _check_depth(source, tree)
+    result: syntax.SyntaxTree = _Builder(source).transform(tree)
+    return result
+
+
+class _Lines:
+    """Which parentheses are open while a text is read."""
+
+    def __init__(self) -> None:
+        self.open: list[Token] = []
+
+
+class _JoinLines:
+    """Drops the newlines inside parentheses: they end nothing."""
+
+    always_accept = ("_NEWLINE",)
+    lines: _Lines
+
+    def process(self, stream: Iterator[Token]) -> Iterator[Token]:
+        opened = self.lines.open
+        for token in stream:
+            match token.type:
+                case "_NEWLINE" if opened:
+                    continue
+                case "_LPAREN":
+                    opened.append(token)
+                case "_RPAREN" if opened:
+                    opened.pop()
+            yield token
+
+
+@cache
+def grammar() -> str:
+    return files("optdsl").joinpath("grammar.lark").read_text(encoding="utf-8")
+
+
+@cache
+def _lark() -> Lark:
+    return Lark(grammar(), parser="lalr", propagate_positions=True, postlex=_JoinLines())
+
+
+def _phrase(terminal: str) -> str:
+    if terminal in PHRASES:
+        return PHRASES[terminal]
+    pattern = next(t.pattern for t in _lark().terminals if t.name == terminal)
+    return f"'{pattern.value}'"
+
+
+def _syntax_error(source: Source, error: UnexpectedInput, lines: _Lines) -> Diagnostic:
+    hints: tuple[str, ...] = ()
+    if isinstance(error, UnexpectedCharacters):
+        start = min(error.pos_in_stream, max(0, len(source.text) - 1))
+        character = source.text[start]
+        shown = character if character.isprintable() else f"U+{ord(character):04X}"
+        message, span = f"Unexpected character '{shown}'.", Span(source, start, start + 1)
+        hints = (CHARACTER_HINTS[character],) if character in CHARACTER_HINTS else ()
+    else:
+        token = error.token if isinstance(error, UnexpectedToken) else None
+        if token is None or token.type == "$END":
+            end = len(source.text.rstrip())
+            span, message = Span(source, max(0, end - 1), end), "The file ends too early."
+        elif token.type == "_NEWLINE":
+            start = token.start_pos or 0
+            span, message = Span(source, start, start + 1), "The line ends too early."
+        else:
+            span, message = _token_span(source, token), f"Unexpected '{_shorten(token)}'."
+        expected = sorted({_phrase(t) for t in getattr(error, "accepts", None) or ()})
+        if 0 < len(expected) <= 8:
+            hints = (f"Expected {' or '.join(expected)}.",)
+    related = tuple((_token_span(source, t), "opened here") for t in lines.open[-1:])
+    return Diagnostic(Code.SYNTAX, message, span, related=related, hints=hints)
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _token_span(source: Source, token: Token) -> Span:
+    return Span(source, token.start_pos or 0, token.end_pos or 0)
+
+
+def _check_depth(source: Source, tree: Tree[Token]) -> None:
+    """Later stages recurse, so nesting has an end. This walk itself does not recurse."""
+    stack = [(tree, 0)]
+    while stack:
+        node, depth = stack.pop()
+        if depth > DEEPEST_NESTING:
+            start = node.meta.start_pos
+            raise SpecError(
+                [
+                    Diagnostic(
+                        Code.TOO_DEEP,
+                        f"More than {DEEPEST_NESTING} levels of nesting.",
+                        Span(source, start, start + 1),
+                        hints=("Name a part of it with 'let'.",),
+                    )
+                ]
+            )
+        stack.extend((c, depth + 1) for c in node.children if isinstance(c, Tree))
+
+
+@v_args(meta=True, inline=True)
+class _Builder(Transformer[Token, Any]):
+    """Lark's tree -> ours."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source = source
+
+    def _span(self, meta: Meta) -> Span:
+        if meta.empty:
+            return Span(self.source, 0, 0)
+        return Span(self.source, meta.start_pos, meta.end_pos)
+
+    def _name(self, token: Token) -> syntax.Name:
+        return syntax.Name(str(token), _token_span(self.source, token))
+
+    def _text(self, token: Token) -> syntax.Text:
+        return syntax.Text(str(token)[1:-1], _token_span(self.source, token))
+
+    def start(self, meta: Meta, *definitions: syntax.Definition) -> syntax.SyntaxTree:
+        return syntax.SyntaxTree(definitions, self._span(meta))
+
+    def definition(
+        self, meta: Meta, keyword: Token, name: Token, base: Token | None, *members: syntax.Member
+    ) -> syntax.Definition:
+        base_name = None if base is None else self._name(base)
+        return syntax.Definition(
+            str(keyword), self._name(name), base_name, members, self._span(meta)
+        )
+
+    def doc(self, meta: Meta, text: Token) -> syntax.Doc:
+        return syntax.Doc(self._text(text), self._span(meta))
+
+    def cite(self, meta: Meta, text: Token) -> syntax.Cite:
+        return syntax.Cite(self._text(text), self._span(meta))
+
+    def hyper(
+        self,
+        meta: Meta,
+        name: Token,
+        type_: syntax.TypeExpr | None,
+        default: syntax.Expr | None,
+        *requires: syntax.RequireClause,
+    ) -> syntax.HyperDecl:
+        return syntax.HyperDecl(
+            False, self._name(name), type_, default, requires, self._span(meta)
+        )
+
+    def option(
+        self,
+        meta: Meta,
+        name: Token,
+        type_: syntax.TypeExpr | None,
+        default: syntax.Expr | None,
+        *requires: syntax.RequireClause,
+    ) -> syntax.HyperDecl:
+        return syntax.HyperDecl(True, self._name(name), type_, default, requires, self._span(meta))
+
+    def flags(self, meta: Meta, _dots: Token) -> syntax.Flags:
+        return syntax.Flags(self._span(meta))
+
+    def signature(self, meta: Meta, *names: Token) -> syntax.Signature:
+        return syntax.Signature(tuple(self._name(n) for n in names), self._span(meta))
+
+    def fix(self, meta: Meta, name: Token, value: syntax.Expr) -> syntax.Fix:
+        return syntax.Fix(False, self._name(name), value, self._span(meta))
+
+    def default(self, meta: Meta, name: Token, value: syntax.Expr) -> syntax.Fix:
+        return syntax.Fix(True, self._name(name), value, self._span(meta))
+
+    def state(
+        self,
+        meta: Meta,
+        eager: Token | None,
+        name: Token,
+        type_: syntax.TypeExpr | None,
+        initial: syntax.Expr | Token,
+        when: syntax.Expr | None,
+    ) -> syntax.StateDecl:
+        if isinstance(initial, Token):
+            initial = syntax.Unset(_token_span(self.source, initial))
+        span = self._span(meta)
+        return syntax.StateDecl(eager is not None, self._name(name), type_, initial, when, span)
+
+    def require(self, meta: Meta, *parts: Any) -> syntax.RequireClause:
+        *conditions, message = parts
+        text = None if message is None else self._text(message)
+        return syntax.RequireClause(tuple(conditions), text, self._span(meta))
+
+    def param_require(self, meta: Meta, clause: syntax.RequireClause) -> syntax.ParamRequire:
+        return syntax.ParamRequire(clause, self._span(meta))
+
+    def update(self, meta: Meta, *parts: Any) -> syntax.Update:
+        *names, body = parts
+        parameters = tuple(self._name(n) for n in names if n is not None)
+        return syntax.Update(parameters, body, self._span(meta))
+
+    def closed(self, meta: Meta, value: syntax.Expr) -> syntax.Form:
+        return syntax.Form(True, value, self._span(meta))
+
+    def chain(self, meta: Meta, value: syntax.Expr) -> syntax.Form:
+        return syntax.Form(False, value, self._span(meta))
+
+    def type(self, meta: Meta, *parts: Any) -> syntax.TypeExpr:
+        components = parts[0] if isinstance(parts[0], tuple) else ()
+        tokens = [p for p in parts if isinstance(p, Token)]
+        words = tuple(self._name(t) for t in tokens if t.type == "NAME")
+        choices = tuple(self._text(t) for t in tokens if t.type == "STRING")
+        return syntax.TypeExpr(words, choices, components, self._span(meta))
+
+    def components(self, meta: Meta, *names: Token) -> tuple[syntax.Name, ...]:
+        return tuple(self._name(n) for n in names)
+
+    def block(self, meta: Meta, *statements: syntax.Stmt) -> tuple[syntax.Stmt, ...]:
+        return statements
+
+    def assign(self, meta: Meta, *parts: Any) -> syntax.AssignStmt:
+        name, *operator, value = parts
+        sign = str(operator[0])[:-1] if operator else ""
+        return syntax.AssignStmt(self._name(name), sign, value, self._span(meta))
+
+    def let(self, meta: Meta, name: Token, value: syntax.Expr) -> syntax.LetStmt:
+        return syntax.LetStmt(self._name(name), value, self._span(meta))
+
+    def descend(self, meta: Meta, value: syntax.Expr) -> syntax.DescendStmt:
+        return syntax.DescendStmt(value, self._span(meta))
+
+    def if_(
+        self,
+        meta: Meta,
+        condition: syntax.Expr,
+        then: tuple[syntax.Stmt, ...],
+        orelse: tuple[syntax.Stmt, ...] | syntax.IfStmt | None,
+    ) -> syntax.IfStmt:
+        match orelse:
+            case None:
+                orelse = ()
+            case syntax.IfStmt():
+                orelse = (orelse,)
+        return syntax.IfStmt(condition, then, orelse, self._span(meta))
+
+    def choice(
+        self, meta: Meta, then: syntax.Expr, condition: syntax.Expr, orelse: syntax.Expr
+    ) -> syntax.Choice:
+        return syntax.Choice(condition, then, orelse, self._span(meta))
+
+    def binary(
+        self, meta: Meta, left: syntax.Expr, operator: Token, right: syntax.Expr
+    ) -> syntax.Binary:
+        return syntax.Binary(str(operator), left, right, self._span(meta))
+
+    def unary(self, meta: Meta, operator: Token, operand: syntax.Expr) -> syntax.Unary:
+        return syntax.Unary(str(operator), operand, self._span(meta))
+
+    def comparison(self, meta: Meta, *parts: Any) -> syntax.Comparison:
+        operators = tuple(str(p) for p in parts[1::2])
+        return syntax.Comparison(parts[::2], operators, self._span(meta))
+
+    def name(self, meta: Meta, token: Token) -> syntax.Name:
+        return self._name(token)
+
+    def number(self, meta: Meta, token: Token) -> syntax.Number:
+        return syntax.Number(str(token), self._span(meta))
+
+    def string(self, meta: Meta, token: Token) -> syntax.Text:
+        return self._text(token)
+
+    def truth(self, meta: Meta, token: Token) -> syntax.Truth:
+        return syntax.Truth(token.type == "TRUE", self._span(meta))
+
+    def call(self, meta: Meta, function: Token, *arguments: Any) -> syntax.CallExpr:
+        given = tuple(a for a in arguments if a is not None)
+        return syntax.CallExpr(self._name(function), given, self._span(meta))
+
+    def property(self, meta: Meta, base: Token, name: Token) -> syntax.Property:
+        return syntax.Property(self._name(base), self._name(name), self._span(meta))
+
+    def group(self, meta: Meta, *items: syntax.Expr) -> syntax.Expr:
+        # Parentheses only group: the tree holds what they say.
+        return items[0] if len(items) == 1 else syntax.TupleExpr(items, self._span(meta))
+
+
+setattr(_Builder, "if", _Builder.if_)

@@ -1,0 +1,33 @@
+"""Remove local names that reach neither the parameter nor a slot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from optdsl.ir import Assign, If, Let, Role, Spec, Stmt, expressions, refs, statements
+
+
+def drop_unused(spec: Spec) -> Spec:
+    while True:
+        read = {r.name for s in statements(spec.body) for e in expressions(s) for r in refs(e)}
+        body = _keep(spec.body, read)
+        if body == spec.body:
+            return spec
+        spec = replace(spec, body=body)
+
+
+def _keep(body: tuple[Stmt, ...], read: set[str]) -> tuple[Stmt, ...]:
+    kept: list[Stmt] = []
+    for stmt in body:
+        match stmt:
+            case Let(name=name) if name not in read:
+                continue
+            case Assign(target=target) if target.role is Role.LOCAL and target.name not in read:
+                continue
+            case If():
+                then, orelse = _keep(stmt.then, read), _keep(stmt.orelse, read)
+                if then or orelse:
+                    kept.append(replace(stmt, then=then, orelse=orelse))
+            case _:
+                kept.append(stmt)
+    return tuple(kept)

@@ -1,0 +1,167 @@
+"""Move everything without a tensor operand out of the body: kernels read it from a table of float64.
+
+This is numerics, not speed: a kernel takes Python floats as float32, and `1 - 0.999` computed there
+is off by 1.3e-5 relative. `scalars` becomes a program over hyperparameters and zero-dimensional
+slots; `columns` are the names that the body then reads. Options stay: they specialise a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from optdsl.ir import (
+    Apply,
+    Assign,
+    Const,
+    Descend,
+    Expr,
+    If,
+    Let,
+    Ref,
+    Role,
+    Spec,
+    Stmt,
+    apply,
+    is_scalar,
+    kind_of,
+    refs,
+    statements,
+    type_of,
+    walk,
+)
+from optdsl.ops import Kind, Type
+
+ZERO = Const(0.0)
+# Python raises for some operands of these.
+PARTIAL = frozenset({"div", "rdiv", "floordiv", "mod", "pow", "sqrt", "log", "exp"})
+
+
+def hoist_scalars(spec: Spec) -> Spec:
+    hoister = _Hoister(spec)
+    body = tuple(hoister.block(spec.body, ()))
+    return replace(
+        spec,
+        body=body,
+        scalars=spec.scalars + tuple(hoister.program),
+        columns=spec.columns + tuple(hoister.columns),
+    )
+
+
+class _Hoister:
+    def __init__(self, spec: Spec) -> None:
+        self.program: list[Stmt] = []
+        # Column names in the order of first use, with the guarded expression each stands for.
+        self.columns: dict[str, Expr] = {}
+        self.taken = {h for hyper in spec.hypers for h in (hyper.name, *hyper.components)}
+        self.taken |= {s.name for s in spec.states}
+        self.taken |= {s.name for s in statements(spec.body) if isinstance(s, Let)}
+        # Names whose value in the scalar program has changed since a column was made from them.
+        self.versions: dict[str, int] = {}
+
+    def block(self, body: tuple[Stmt, ...], guards: tuple[Expr, ...]) -> Iterator[Stmt]:
+        for stmt in body:
+            yield from self.statement(stmt, guards)
+
+    def statement(self, stmt: Stmt, guards: tuple[Expr, ...]) -> Iterator[Stmt]:
+        match stmt:
+            case Let(value=value) if is_scalar(value) and stmt.kind <= Kind.SCALAR:
+                self.program.append(replace(stmt, value=_guarded(value, guards)))
+            case Let(value=value):
+                yield replace(stmt, value=self.expr(value, guards))
+            case Assign(target=target) if target.kind <= Kind.SCALAR:
+                self.versions[target.name] = self.versions.get(target.name, 0) + 1
+                self.program.append(_nested(stmt, guards))
+            case Assign(value=value):
+                yield replace(stmt, value=self.expr(value, guards))
+            case Descend(value=value):
+                yield replace(stmt, value=self.expr(value, guards))
+            case If(condition=condition):
+                then = tuple(self.block(stmt.then, (*guards, condition)))
+                negated = apply("not", condition, span=condition.span)
+                orelse = tuple(self.block(stmt.orelse, (*guards, negated)))
+                if then or orelse:
+                    bound = self.condition(condition, guards)
+                    yield replace(stmt, condition=bound, then=then, orelse=orelse)
+
+    def condition(self, condition: Expr, guards: tuple[Expr, ...]) -> Expr:
+        return condition if kind_of(condition) is Kind.OPTION else self.column(condition, guards)
+
+    def expr(self, expr: Expr, guards: tuple[Expr, ...]) -> Expr:
+        """The expression with each of its largest scalar parts read from the table."""
+        if isinstance(expr, Const) or kind_of(expr) is Kind.OPTION:
+            return expr
+        if is_scalar(expr):
+            return self.column(expr, guards)
+        if isinstance(expr, Apply):
+            args = (self.expr(a, guards) for a in expr.args)
+            return apply(expr.op, *args, span=expr.span)
+        return expr
+
+    def column(self, expr: Expr, guards: tuple[Expr, ...]) -> Ref:
+        value = _guarded(expr, guards)
+        name = self.name(expr, value)
+        if name not in self.columns:
+            self.columns[name] = value
+            if not (isinstance(expr, Ref) and expr.name == name):
+                self.program.append(Let(name, value, Kind.SCALAR, expr.span))
+        # A flag is stored as 0 or 1, and stays a condition.
+        return Ref(name, Role.COLUMN, Kind.SCALAR, type_of(expr), expr.span)
+
+    def name(self, expr: Expr, value: Expr) -> str:
+        """The author's name where there is one, else the expression in words."""
+        # A slot may change after this: its value now needs a name of its own.
+        direct = isinstance(expr, Ref) and expr.role is not Role.STATE
+        if isinstance(expr, Ref) and direct and expr.role is not Role.PROPERTY:
+            return expr.name
+        changed = max((self.versions.get(r.name, 0) for r in refs(expr)), default=0)
+        words = in_words(expr) + (f"_after_{changed}" if changed > 1 else "")
+        if isinstance(expr, Ref):
+            words += "_now"
+        name, count = words, 1
+        while name in self.taken or self.columns.get(name, value) != value:
+            count += 1
+            name = f"{words}_{count}"
+        return name
+
+
+def _guarded(value: Expr, guards: tuple[Expr, ...]) -> Expr:
+    """The value where the branch is taken; elsewhere it must not be computed if that can fail."""
+    if not any(isinstance(e, Apply) and e.op in PARTIAL for e in walk(value)):
+        return value
+    for guard in reversed(guards):
+        zero = Const(False) if type_of(value) is Type.BOOL else ZERO
+        value = apply("select", guard, value, zero, span=value.span)
+    return value
+
+
+def _nested(stmt: Stmt, guards: tuple[Expr, ...]) -> Stmt:
+    for guard in reversed(guards):
+        stmt = If(guard, (stmt,), (), stmt.span)
+    return stmt
+
+
+WORDS = {
+    "add": "plus", "sub": "minus", "div": "over", "mul": "times", "pow": "pow",
+    "lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne",
+    "and": "and", "or": "or",
+}  # fmt: skip
+NUMBERS = {0: "zero", 1: "one", 2: "two", 0.5: "half", -1: "minus_one"}
+
+
+def in_words(expr: Expr) -> str:
+    """`1 - lr * weight_decay` -> `one_minus_lr_times_weight_decay`"""
+    match expr:
+        case Const(value=bool() | str() as value):
+            return str(value).lower()
+        case Const(value=value):
+            text = f"{value:g}".replace("-", "m").replace(".", "p").replace("+", "")
+            return NUMBERS.get(value, f"n{text}")
+        case Ref(name=name):
+            return name.replace(".", "_")
+        case Apply(op=op, args=(left, right)) if op in WORDS:
+            return f"{in_words(left)}_{WORDS[op]}_{in_words(right)}"
+        case Apply(op="neg", args=(operand,)):
+            return f"minus_{in_words(operand)}"
+        case Apply(op=op, args=args):
+            return "_".join((op, *map(in_words, args)))

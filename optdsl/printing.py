@@ -1,0 +1,125 @@
+"""Expression -> text, for any spelling column, with the parentheses that precedence asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+from optdsl.ir import Apply, Const, Expr, Ref
+from optdsl.ops import (
+    OPS,
+    Call,
+    Command,
+    Conditional,
+    Fence,
+    Infix,
+    Level,
+    Method,
+    Op,
+    Prefix,
+    Scaled,
+    Spelling,
+    Superscript,
+)
+
+Column = Callable[[Op], Spelling | None]
+Leaf = Callable[[Const | Ref], str]
+
+
+class Unspellable(Exception):
+    """A target has no spelling for an operator: lowering reports it at the expression's place."""
+
+    def __init__(self, expr: Apply) -> None:
+        self.expr = expr
+        super().__init__(expr.op)
+
+
+def python_leaf(leaf: Const | Ref) -> str:
+    """Names as they are, numbers so that they read back to the same bits."""
+    match leaf:
+        case Ref(name=name):
+            return name
+        case Const(symbol=symbol, value=value) if symbol:
+            return f"math.{symbol}" if value else symbol
+        case Const(value=str() as text):
+            return f'"{text}"'
+        case Const(value=value):
+            return repr(value)
+        case _:
+            assert_never(leaf)
+
+
+def host(op: Op) -> Spelling | None:
+    return op.host
+
+
+def torch(op: Op) -> Spelling | None:
+    return op.torch
+
+
+def triton(op: Op) -> Spelling | None:
+    return op.triton
+
+
+def source(op: Op) -> Spelling | None:
+    return op.source
+
+
+def show(expr: Expr, column: Column, leaf: Leaf = python_leaf) -> str:
+    """The text of an expression. Raises Unspellable where the column has no entry."""
+    return _show(expr, column, leaf)[0]
+
+
+def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
+    """The text and how strongly its outermost operator binds."""
+    if not isinstance(expr, Apply):
+        text = leaf(expr)
+        return text, Level.UNARY if text.startswith("-") else Level.ATOM
+    spelling = column(OPS[expr.op])
+    parts = [_show(a, column, leaf) for a in expr.args]
+    match spelling, parts:
+        case Infix(symbol=symbol, level=level), [left, right]:
+            right_first = level is Level.POWER
+            # Comparisons chain in Python: a < b < c is not (a < b) < c.
+            chained = level is Level.COMPARE
+            low = Level(level + 1) if right_first or chained else level
+            high = Level.UNARY if right_first else Level(level + 1)
+            space = "" if right_first and _is_short(left) and _is_short(right) else " "
+            return f"{_fit(left, low)}{space}{symbol}{space}{_fit(right, high)}", level
+        case Prefix(symbol=symbol, level=level), [operand]:
+            return f"{symbol}{_fit(operand, level)}", level
+        case Call(name=name), _:
+            return f"{name}({', '.join(text for text, _ in parts)})", Level.ATOM
+        case Method(name=name), [receiver, *rest]:
+            arguments = ", ".join(text for text, _ in rest)
+            return f"{_fit(receiver, Level.ATOM)}.{name}({arguments})", Level.ATOM
+        case Conditional(), [condition, then, orelse]:
+            above = Level.OR
+            text = f"{_fit(then, above)} if {_fit(condition, above)} else {orelse[0]}"
+            return text, Level.TERNARY
+        case Command(name=name), _:
+            return name + "".join(f"{{{text}}}" for text, _ in parts), Level.ATOM
+        case Superscript(), [base, exponent]:
+            return f"{_fit(base, Level.ATOM)}^{{{exponent[0]}}}", Level.POWER
+        case Fence(left=left_mark, right=right_mark), _:
+            inside = ", ".join(text for text, _ in parts)
+            return f"{left_mark}{inside}{right_mark}", Level.ATOM
+        case Scaled(), _:
+            raise Unspellable(expr)
+        case _:
+            raise Unspellable(expr)
+
+
+def _fit(part: tuple[str, Level], least: Level) -> str:
+    text, level = part
+    return text if level >= least else f"({text})"
+
+
+def _is_short(part: tuple[str, Level]) -> bool:
+    """`ruff format` hugs `**` between simple operands: names, numbers, attributes."""
+    text = part[0].removeprefix("-")
+    return text.replace(".", "").replace("_", "").isalnum() and not _is_exponent(text)
+
+
+def _is_exponent(text: str) -> bool:
+    return False

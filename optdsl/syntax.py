@@ -1,0 +1,260 @@
+"""The syntax tree: what the author wrote, every node with its span. Nothing is bound or checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from optdsl.source import Span
+
+
+def span_field() -> Span:
+    """Spans say where a node came from; two nodes are equal whatever their places."""
+    return field(compare=False)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    text: str
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A literal as typed: signatures repeat it so."""
+
+    text: str
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    value: str
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    value: bool
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Unset:
+    """The first value `unset` of a slot."""
+
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Unary:
+    operator: str
+    operand: Expr
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    operator: str
+    left: Expr
+    right: Expr
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A chain, `0 <= x < 1`: one operator fewer than operands."""
+
+    operands: tuple[Expr, ...]
+    operators: tuple[str, ...]
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    condition: Expr
+    then: Expr
+    orelse: Expr
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class CallExpr:
+    function: Name
+    arguments: tuple[Expr, ...]
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """`param.ndim`"""
+
+    base: Name
+    name: Name
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class TupleExpr:
+    items: tuple[Expr, ...]
+    span: Span = span_field()
+
+
+Expr = (
+    Name | Number | Text | Truth | Unset | Unary | Binary | Comparison | Choice
+    | CallExpr | Property | TupleExpr
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TypeExpr:
+    """`int`, `optional real`, `"min" | "max"` or `(beta1, beta2)`."""
+
+    words: tuple[Name, ...]
+    choices: tuple[Text, ...]
+    components: tuple[Name, ...]
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class RequireClause:
+    conditions: tuple[Expr, ...]
+    message: Text | None
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Doc:
+    text: Text
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Cite:
+    text: Text
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class HyperDecl:
+    """A `hyper` or, with `is_option`, an `option`."""
+
+    is_option: bool
+    name: Name
+    type: TypeExpr | None
+    default: Expr | None
+    requires: tuple[RequireClause, ...]
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """`...`: where the execution flags stand in the signature."""
+
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The constructor's order where it is not the order of declaration; `*` is a name here."""
+
+    names: tuple[Name, ...]
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """In a derived optimizer: `fix option = value`, or `default hyper = value`."""
+
+    is_default: bool
+    name: Name
+    value: Expr
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class StateDecl:
+    eager: bool
+    name: Name
+    type: TypeExpr | None
+    initial: Expr
+    when: Expr | None
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class ParamRequire:
+    clause: RequireClause
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class AssignStmt:
+    """`name = value`, or with an operator `name += value`."""
+
+    target: Name
+    operator: str
+    value: Expr
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class LetStmt:
+    name: Name
+    value: Expr
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class DescendStmt:
+    value: Expr
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class IfStmt:
+    condition: Expr
+    then: tuple[Stmt, ...]
+    orelse: tuple[Stmt, ...]
+    span: Span = span_field()
+
+
+Stmt = AssignStmt | LetStmt | DescendStmt | IfStmt
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    parameters: tuple[Name, ...]
+    body: tuple[Stmt, ...]
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """`closed = e` or `chain = e` of a schedule; `let name = e` is a `LetStmt` beside them."""
+
+    is_closed: bool
+    value: Expr
+    span: Span = span_field()
+
+
+Member = (
+    Doc | Cite | HyperDecl | Flags | Signature | Fix | StateDecl | RequireClause | ParamRequire
+    | Update | Form | LetStmt
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """An `optimizer` or a `schedule`."""
+
+    keyword: str
+    name: Name
+    base: Name | None
+    members: tuple[Member, ...]
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class SyntaxTree:
+    definitions: tuple[Definition, ...]
+    span: Span = span_field()

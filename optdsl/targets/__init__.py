@@ -1,0 +1,53 @@
+"""The one registry of targets. A target is a folder with a view and a lowering, a template, and an
+entry here. Sections that share a path form one file, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from optdsl.emit import python_path, render
+from optdsl.ir import Schedule, Spec, Unit
+from optdsl.targets import eager, foreach, latex, module, schedule, triton
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`lower` gives the view that `template` shows, or None where this unit needs no such section.
+    `path` says in which file of the package the section stands; None: it is only shown."""
+
+    name: str
+    unit: type[Spec] | type[Schedule]
+    lower: Callable[[Any], Any | None]
+    template: str
+    path: Callable[[Unit], PurePosixPath] | None
+
+
+def optimizer_path(unit: Unit) -> PurePosixPath:
+    return python_path(unit.name.lower())
+
+
+TARGETS: tuple[Target, ...] = (
+    Target("module", Spec, module.lower, "module.py.jinja", optimizer_path),
+    Target("eager", Spec, eager.lower, "eager.py.jinja", optimizer_path),
+    Target("foreach", Spec, foreach.lower, "foreach.py.jinja", optimizer_path),
+    Target(
+        "triton", Spec, triton.lower, "triton.py.jinja",
+        lambda unit: python_path("_triton", unit.name.lower()),
+    ),
+    Target(
+        "schedule", Schedule, schedule.lower, "schedule.py.jinja",
+        lambda unit: python_path("lr_scheduler", unit.name.lower()),
+    ),
+    Target("latex", Spec, latex.lower, "latex.md.jinja", None),
+)  # fmt: skip
+
+
+def section(target: Target, unit: Unit) -> str | None:
+    """What a target emits for a unit; None where it emits nothing for it."""
+    if not isinstance(unit, target.unit):
+        return None
+    view = target.lower(unit)
+    return None if view is None else render(target.template, view)

@@ -1,0 +1,384 @@
+"""What every optimizer of this package shares: parameter groups, slots, checkpoints, the step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Union
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT, _default_to_fused_or_foreach
+
+Group = dict[str, Any]
+Number = Union[float, Tensor]
+
+# How a step is executed, not what it computes: a checkpoint does not change these.
+EXECUTION_FLAGS = ("foreach", "capturable", "differentiable", "fused")
+
+
+def number(value: Any) -> Any:
+    """A hyperparameter's value: a tensor of one element is read as float64."""
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def as_real(tensors: Sequence[Tensor | None]) -> list[Any]:
+    """Complex tensors as real ones with a last dimension of 2; None stays None."""
+    return [None if t is None else torch.view_as_real(t) for t in tensors]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor, or with `scalar` a number, that an optimizer keeps for each parameter.
+
+    `initial` makes its first value from the group and the parameter, None where the slot exists
+    only after its first assignment. `when` says for which parameters it exists.
+    """
+
+    name: str
+    initial: Callable[[Group, Tensor], Any] | None
+    scalar: bool = False
+    when: Callable[[Group, Tensor], bool] | None = None
+    eager: bool = False
+
+    def exists(self, group: Group, param: Tensor) -> bool:
+        return self.when is None or self.when(group, param)
+
+
+@dataclass
+class Rows:
+    """The parameters of one group that are updated together: one device, one set of dtypes, the
+    same slots unset. Lists hold a tensor per parameter, `vectors` a tensor per scalar slot."""
+
+    params: list[Any] = field(default_factory=list)
+    grads: list[Any] = field(default_factory=list)
+    slots: dict[str, list[Any]] = field(default_factory=dict)
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    unset: frozenset[str] = frozenset()
+    is_complex: bool = False
+
+    def tensors(self) -> Iterator[list[Any]]:
+        """The lists that an update reads and writes, gradients first."""
+        yield self.grads
+        yield self.params
+        yield from self.slots.values()
+
+    def widened(self) -> tuple[Rows, list[tuple[Tensor, Tensor]]]:
+        """Rows whose tensors all have the widest dtype among them, and what to round back: pairs of
+        a stored tensor and the wide one that replaces it during the update."""
+        dtypes = {t.dtype for column in self.tensors() for t in column if t is not None}
+        if len(dtypes) <= 1:
+            return self, []
+        widest = next(iter(dtypes))
+        for dtype in dtypes:
+            widest = torch.promote_types(widest, dtype)
+        back: list[tuple[Tensor, Tensor]] = []
+
+        def widen(column: list[Any]) -> list[Any]:
+            wide = [t if t is None else t.to(widest) for t in column]
+            back.extend((t, w) for t, w in zip(column, wide, strict=True) if w is not t)
+            return wide
+
+        grads = [g.to(widest) for g in self.grads]
+        slots = {name: widen(column) for name, column in self.slots.items()}
+        rows = Rows(
+            widen(self.params), grads, slots, self.vectors, self.unset, widest.is_complex
+        )
+        return rows, back
+
+
+class _Vector:
+    """The scalar slots of one name in one group as elements of one tensor, so that one addition
+    advances all. The state holds views of them, each a tensor of its own."""
+
+    def __init__(self, values: list[Any], dtype: torch.dtype, device: torch.device) -> None:
+        self.data = torch.empty(len(values), dtype=dtype, device=device)
+        for index, value in enumerate(values):
+            self.data[index] = value
+        self.views = [self.data[index] for index in range(len(values))]
+
+    def holds(self, values: list[Any]) -> bool:
+        """Whether the state still holds these views: users and checkpoints may replace them."""
+        return len(values) == len(self.views) and all(
+            v is w for v, w in zip(values, self.views, strict=True)
+        )
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Base of the optimizers of this package. A subclass has slots, a check and its update twice:
+    `_single_tensor` and `_multi_tensor` give the same bits."""
+
+    slots: ClassVar[tuple[Slot, ...]] = ()
+    # Options that a derived optimizer has decided, whatever a checkpoint says.
+    fixed: ClassVar[dict[str, bool]] = {}
+    # The module of this package with the fused GPU kernel.
+    kernels: ClassVar[str] = ""
+
+    def __init__(self, params: ParamsT, defaults: Group) -> None:
+        self._vectors: dict[tuple[int, str], _Vector] = {}
+        self._check_flags(defaults)
+        self.check(defaults)
+        super().__init__(params, defaults)
+        if defaults["fused"]:
+            # GradScaler then leaves the unscaling to the kernel.
+            self._step_supports_amp_scaling = True
+        if any(slot.eager for slot in self.slots):
+            for group in self.param_groups:
+                for param in group["params"]:
+                    self._initialise(group, param)
+
+    @staticmethod
+    def check(group: Group) -> None:
+        """Raise ValueError for a hyperparameter out of its range."""
+
+    @staticmethod
+    def _single_tensor(group: Group, rows: Rows) -> None:
+        raise NotImplementedError
+
+    @staticmethod
+    def _multi_tensor(group: Group, rows: Rows) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def _check_flags(cls, group: Group) -> None:
+        if group["differentiable"]:
+            raise RuntimeError(
+                f"{cls.__name__} does not support differentiable=True: its update runs without "
+                "autograd."
+            )
+        if group["fused"] and group["foreach"]:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        for name, value in group.items():
+            if isinstance(value, Tensor) and name not in ("params", "initial_lr"):
+                if value.numel() != 1:
+                    raise ValueError(f"Tensor {name} must be 1-element")
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group. Its hyperparameters are checked as the constructor's are."""
+        if isinstance(param_group, dict):
+            self.check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._vectors = {}
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+            group.update(self.fixed)
+        if self.defaults.get("fused"):
+            self._step_supports_amp_scaling = True
+
+    # The step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: reevaluates the model and returns the loss, which is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        fused = [g for g in self.param_groups if g["fused"]]
+        if fused:
+            from . import _fused
+
+            fused = _fused.step(self, fused)
+        for index, group in enumerate(self.param_groups):
+            if any(group is done for done in fused):
+                continue
+            update = self._multi_tensor if self._uses_foreach(group) else self._single_tensor
+            for rows, commit in self._rows(index, group):
+                wide, back = rows.widened()
+                update(group, wide)
+                for stored, value in back:
+                    stored.copy_(value)
+                commit()
+        return loss
+
+    @staticmethod
+    def _uses_foreach(group: Group) -> bool:
+        if group["foreach"] is not None or group["fused"]:
+            return bool(group["foreach"])
+        _, foreach = _default_to_fused_or_foreach(group["params"], group["differentiable"])
+        return bool(foreach)
+
+    def _initialise(self, group: Group, param: Tensor) -> dict[str, Any]:
+        """The parameter's state, with the slots that it lacks. What a user put there stays."""
+        state: dict[str, Any] = self.state[param]
+        for slot in self.slots:
+            if slot.initial is not None and state.get(slot.name) is None:
+                if slot.exists(group, param):
+                    value = slot.initial(group, param)
+                    state[slot.name] = _scalar(value, group, param) if slot.scalar else value
+        return state
+
+    def _rows(self, index: int, group: Group) -> list[tuple[Rows, Callable[[], None]]]:
+        """The group's parameters that have a gradient, in batches, and what ends each batch."""
+        batches: dict[tuple[Any, ...], Rows] = {}
+        members: dict[tuple[Any, ...], list[Tensor]] = {}
+        tensor_slots = [s for s in self.slots if not s.scalar]
+        for param in group["params"]:
+            grad = param.grad
+            if grad is None:
+                continue
+            if grad.is_sparse:
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            state = self._initialise(group, param)
+            values = [state.get(s.name) if s.exists(group, param) else None for s in tensor_slots]
+            unset = frozenset(
+                s.name
+                for s, v in zip(tensor_slots, values, strict=True)
+                if v is None and s.initial is None and s.exists(group, param)
+            )
+            dtypes = tuple(None if v is None else v.dtype for v in values)
+            key = (param.device, param.dtype, grad.dtype, dtypes, unset)
+            if key not in batches:
+                slots: dict[str, list[Any]] = {s.name: [] for s in tensor_slots}
+                batches[key] = Rows(slots=slots, unset=unset, is_complex=param.is_complex())
+            rows = batches[key]
+            members.setdefault(key, []).append(param)
+            rows.params.append(param)
+            rows.grads.append(grad)
+            for slot, value in zip(tensor_slots, values, strict=True):
+                if slot.name in unset:
+                    value = torch.empty_like(param, memory_format=torch.preserve_format)
+                rows.slots[slot.name].append(value)
+        commits = []
+        for key, rows in batches.items():
+            scatter = self._gather_scalars(index, group, members[key], rows)
+            commits.append((rows, self._commit(members[key], rows, scatter)))
+        return commits
+
+    def _commit(
+        self, params: list[Tensor], rows: Rows, scatter: Callable[[], None]
+    ) -> Callable[[], None]:
+        def commit() -> None:
+            scatter()
+            for name in rows.unset:
+                for param, value in zip(params, rows.slots[name], strict=True):
+                    self.state[param][name] = value
+
+        return commit
+
+    def _gather_scalars(
+        self, index: int, group: Group, params: list[Tensor], rows: Rows
+    ) -> Callable[[], None]:
+        """Give `rows` its vectors. The result writes them back where they are copies."""
+        copies: list[tuple[Tensor, Tensor, Tensor]] = []
+        for slot in self.slots:
+            if not slot.scalar:
+                continue
+            owners = [p for p in group["params"] if slot.name in self.state.get(p, ())]
+            vector = self._vector(index, group, slot.name, owners)
+            if len(params) == len(owners):
+                rows.vectors[slot.name] = vector.data
+                continue
+            position = {p: i for i, p in enumerate(owners)}
+            where = torch.tensor([position[p] for p in params], device=vector.data.device)
+            rows.vectors[slot.name] = vector.data[where]
+            copies.append((vector.data, where, rows.vectors[slot.name]))
+
+        def scatter() -> None:
+            for data, where, part in copies:
+                data[where] = part
+
+        return scatter
+
+    def _vector(self, index: int, group: Group, name: str, owners: list[Tensor]) -> _Vector:
+        values = [self.state[p][name] for p in owners]
+        vector = self._vectors.get((index, name))
+        if vector is None or not vector.holds(values):
+            example = _scalar(values[0], group, owners[0])
+            vector = _Vector(values, example.dtype, example.device)
+            self._vectors[index, name] = vector
+            for param, view in zip(owners, vector.views, strict=True):
+                self.state[param][name] = view
+        return vector
+
+    # Checkpoints
+
+    @torch._disable_dynamo  # type: ignore[misc, no-untyped-call]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this optimizer, ours or torch's.
+
+        Slots keep the checkpoint's dtype and move to their parameter's device; nothing shares
+        storage with `state_dict`. Execution flags stay as constructed.
+
+        Raises:
+            ValueError: the groups differ in number or size, or slots are missing or unknown.
+        """
+        state_dict = state_dict.copy()
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        groups, saved_groups = self.param_groups, deepcopy(state_dict["param_groups"])
+        if len(groups) != len(saved_groups):
+            raise ValueError("loaded state dict has a different number of parameter groups")
+        if any(
+            len(g["params"]) != len(s["params"])
+            for g, s in zip(groups, saved_groups, strict=True)
+        ):
+            raise ValueError(
+                "loaded state dict contains a parameter group that doesn't match the size of "
+                "optimizer's group"
+            )
+        owners: dict[Any, tuple[Tensor, Group]] = {}
+        merged: list[Group] = []
+        for group, saved in zip(groups, saved_groups, strict=True):
+            loaded = {**self.defaults, **saved, **self.fixed, "params": group["params"]}
+            loaded.update((name, group[name]) for name in EXECUTION_FLAGS)
+            if "param_names" in group:
+                loaded.setdefault("param_names", group["param_names"])
+            self.check(loaded)
+            merged.append(loaded)
+            owners.update(
+                (key, (param, loaded))
+                for key, param in zip(saved["params"], group["params"], strict=True)
+            )
+        state: defaultdict[Any, Any] = defaultdict(dict)
+        for key, saved_state in state_dict["state"].items():
+            if key not in owners:
+                state[key] = saved_state
+                continue
+            param, group = owners[key]
+            state[param] = self._load_slots(key, saved_state, group, param)
+        self.__setstate__({"state": state, "param_groups": merged})
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _load_slots(
+        self, key: Any, saved: dict[str, Any], group: Group, param: Tensor
+    ) -> dict[str, Any]:
+        known = {slot.name: slot for slot in self.slots}
+        given = {name: value for name, value in saved.items() if value is not None}
+        required = [s.name for s in self.slots if s.initial and s.exists(group, param)]
+        missing = [name for name in required if given and name not in given]
+        extra = [name for name in given if name not in known]
+        if missing or extra:
+            what = [f"lacks {', '.join(missing)}"] if missing else []
+            what += [f"has unknown {', '.join(extra)}"] if extra else []
+            raise ValueError(
+                f"The state of parameter {key} {' and '.join(what)}. Slots of "
+                f"{type(self).__name__} are: {', '.join(known) or 'none'}."
+            )
+        return {
+            name: _scalar(value, group, param, copy=True)
+            if known[name].scalar
+            else torch.as_tensor(value).to(device=param.device, copy=True)
+            for name, value in given.items()
+        }
+
+
+def _scalar(value: Any, group: Group, param: Tensor, copy: bool = False) -> Tensor:
+    """A scalar slot as a zero-dimensional tensor: on the host unless the step must not wait."""
+    default = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    dtype = value.dtype if isinstance(value, Tensor) and value.is_floating_point() else default
+    device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
+    if group["fused"]:
+        dtype = torch.float32
+    return torch.as_tensor(value).to(device=device, dtype=dtype, copy=copy)
