@@ -45,6 +45,9 @@ def header(sources: Iterable[Source], build: str, comment: str = "#") -> str:
     ordered = sorted(set(sources), key=lambda s: s.name)
     digest = hashlib.sha256("\0".join(s.text for s in ordered).encode()).hexdigest()
     names = ", ".join(s.name for s in ordered)
+    if len(ordered) > 1:
+        folders = sorted({PurePosixPath(s.name).parent.as_posix() for s in ordered})
+        names = f"{len(ordered)} files in {', '.join(folders)}"
     return (
         f"{comment} {MARK} from {names}. Do not edit it: edit the spec.\n"
         f"{comment} To rebuild: {build}\n"

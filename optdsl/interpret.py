@@ -45,9 +45,7 @@ def run(body: tuple[Stmt, ...], names: Environment) -> None:
             case Assign(target=target, value=value, operator=""):
                 names[target.name] = evaluate(value, names)
             case Assign(target=target, value=value, operator=operator):
-                names[target.name] = evaluate(
-                    Apply(operator, (target, value), target.kind), names
-                )
+                names[target.name] = evaluate(Apply(operator, (target, value), target.kind), names)
             case Descend(value=value):
                 names["param"] = names["param"] - evaluate(value, names)
             case If():
@@ -82,4 +80,3 @@ def step(
     run(spec.scalars + spec.body, names)
     slots = {s.name: names[s.name] for s in spec.states if names[s.name] is not None}
     return names["param"], slots
-

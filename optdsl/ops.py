@@ -117,9 +117,7 @@ class Scaled:
     operator: str
 
 
-Spelling = (
-    Infix | Prefix | Call | Method | Conditional | Command | Superscript | Fence | Scaled
-)
+Spelling = Infix | Prefix | Call | Method | Conditional | Command | Superscript | Fence | Scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,28 +189,28 @@ TABLE: tuple[Op, ...] = (
     Op("add", plus, (N, N), N, JOIN, True, np.add, plus, plus, "add", plus, plus),
     Op("sub", minus, (N, N), N, JOIN, True, np.subtract, minus, minus, "sub", minus, minus),
     Op("mul", times, (N, N), N, JOIN, True, np.multiply, times, times, "mul", times, infix(r"\,", MULTIPLY)),
-    Op("div", over, (N, N), N, JOIN, True, np.divide, over, over, "div", Call("math.div"), Command(r"\frac")),
+    Op("div", over, (N, N), N, JOIN, True, np.divide, over, over, "div", Call("_math.div"), Command(r"\frac")),
     # scalar / tensor: torch takes the reciprocal first, then the product.
-    Op("rdiv", None, (N, N), N, JOIN, False, np.divide, over, over, None, Call("math.rdiv"), Command(r"\frac")),
+    Op("rdiv", None, (N, N), N, JOIN, False, np.divide, over, over, None, Call("_math.rdiv"), Command(r"\frac")),
     Op("floordiv", infix("//", MULTIPLY), (N, N), N, Rule.SCALAR_ONLY, False, np.floor_divide, infix("//", MULTIPLY), None, None, None, Call(r"\operatorname{floordiv}")),
     Op("mod", infix("%", MULTIPLY), (N, N), N, Rule.SCALAR_ONLY, False, np.mod, infix("%", MULTIPLY), None, None, None, infix(r"\bmod", MULTIPLY)),
-    Op("pow", infix("**", Level.POWER), (N, N), N, JOIN, False, _power, infix("**", Level.POWER), infix("**", Level.POWER), "pow", Call("math.pow"), Superscript()),
+    Op("pow", infix("**", Level.POWER), (N, N), N, JOIN, False, _power, infix("**", Level.POWER), infix("**", Level.POWER), "pow", Call("_math.pow"), Superscript()),
     Op("neg", Prefix("-", Level.UNARY), (N,), N, JOIN, True, np.negative, Prefix("-", Level.UNARY), Prefix("-", Level.UNARY), "neg", Prefix("-", Level.UNARY), Prefix("-", Level.UNARY)),
-    Op("sqrt", Call("sqrt"), (N,), N, JOIN, False, np.sqrt, Call("math.sqrt"), Method("sqrt"), "sqrt", Call("math.sqrt"), Command(r"\sqrt")),
+    Op("sqrt", Call("sqrt"), (N,), N, JOIN, False, np.sqrt, Call("math.sqrt"), Method("sqrt"), "sqrt", Call("_math.sqrt"), Command(r"\sqrt")),
     Op("exp", Call("exp"), (N,), N, JOIN, False, np.exp, Call("math.exp"), Method("exp"), "exp", Call("tl.exp"), Call(r"\exp")),
     Op("log", Call("log"), (N,), N, JOIN, False, np.log, Call("math.log"), Method("log"), "log", Call("tl.log"), Call(r"\log")),
     Op("sin", Call("sin"), (N,), N, JOIN, False, np.sin, Call("math.sin"), Method("sin"), "sin", Call("tl.sin"), Call(r"\sin")),
     Op("cos", Call("cos"), (N,), N, JOIN, False, np.cos, Call("math.cos"), Method("cos"), "cos", Call("tl.cos"), Call(r"\cos")),
     Op("abs", Call("abs"), (N,), N, JOIN, False, np.abs, Call("abs"), Method("abs"), "abs", Call("tl.abs"), Fence("|", "|")),
-    Op("sign", Call("sign"), (N,), N, JOIN, False, np.sign, None, Method("sign"), "sign", Call("math.sign"), Call(r"\operatorname{sign}")),
-    Op("max", Call("max"), (N, N), N, JOIN, False, np.maximum, Call("max"), Call("torch.maximum"), "maximum", Call("math.maximum"), Call(r"\max")),
-    Op("min", Call("min"), (N, N), N, JOIN, False, np.minimum, Call("min"), Call("torch.minimum"), "minimum", Call("math.minimum"), Call(r"\min")),
+    Op("sign", Call("sign"), (N,), N, JOIN, False, np.sign, None, Method("sign"), "sign", Call("_math.sign"), Call(r"\operatorname{sign}")),
+    Op("max", Call("max"), (N, N), N, JOIN, False, np.maximum, Call("max"), Call("torch.maximum"), "maximum", Call("_math.maximum"), Call(r"\max")),
+    Op("min", Call("min"), (N, N), N, JOIN, False, np.minimum, Call("min"), Call("torch.minimum"), "minimum", Call("_math.minimum"), Call(r"\min")),
     # lerp is written by the author: the open formula differs in the last bits of 38 % of results.
-    Op("lerp", Call("lerp"), (N, N, N), N, JOIN, True, _lerp, None, Method("lerp"), "lerp", Call("math.lerp"), Call(r"\operatorname{lerp}")),
+    Op("lerp", Call("lerp"), (N, N, N), N, JOIN, True, _lerp, None, Method("lerp"), "lerp", Call("_math.lerp"), Call(r"\operatorname{lerp}")),
     # Rounding nodes: one rounding where torch has one. The pass `contract` makes them.
-    Op("add_scaled", None, (N, N, N), N, JOIN, True, lambda a, b, c: a + c * b, None, Method("add"), "add", Call("math.add_scaled"), Scaled("")),
-    Op("addcmul", None, (N, N, N, N), N, JOIN, False, lambda a, b, c, s: a + s * b * c, None, Method("addcmul"), "addcmul", Call("math.addcmul"), Scaled("*")),
-    Op("addcdiv", None, (N, N, N, N), N, JOIN, False, lambda a, b, c, s: a + s * b / c, None, Method("addcdiv"), "addcdiv", Call("math.addcdiv"), Scaled("/")),
+    Op("add_scaled", None, (N, N, N), N, JOIN, True, lambda a, b, c: a + c * b, None, Method("add"), "add", Call("_math.add_scaled"), Scaled("")),
+    Op("addcmul", None, (N, N, N, N), N, JOIN, False, lambda a, b, c, s: a + s * b * c, None, Method("addcmul"), "addcmul", Call("_math.addcmul"), Scaled("*")),
+    Op("addcdiv", None, (N, N, N, N), N, JOIN, False, lambda a, b, c, s: a + s * b / c, None, Method("addcdiv"), "addcdiv", Call("_math.addcdiv"), Scaled("/")),
     # Comparisons and choices.
     _compare("eq", "==", np.equal, "eq", "=", (N, N)),
     _compare("ne", "!=", np.not_equal, "ne", r"\neq", (N, N)),
@@ -220,9 +218,9 @@ TABLE: tuple[Op, ...] = (
     _compare("le", "<=", np.less_equal, "le", r"\leq", (N, N)),
     _compare("gt", ">", np.greater, "gt", ">", (N, N)),
     _compare("ge", ">=", np.greater_equal, "ge", r"\geq", (N, N)),
-    Op("and", infix("and", Level.AND), (B, B), B, JOIN, False, np.logical_and, infix("and", Level.AND), Method("logical_and"), None, infix("and", Level.AND), infix(r"\wedge", Level.AND)),
-    Op("or", infix("or", Level.OR), (B, B), B, JOIN, False, np.logical_or, infix("or", Level.OR), Method("logical_or"), None, infix("or", Level.OR), infix(r"\vee", Level.OR)),
-    Op("not", Prefix("not ", Level.NOT), (B,), B, JOIN, False, np.logical_not, Prefix("not ", Level.NOT), Method("logical_not"), None, Prefix("not ", Level.NOT), Prefix(r"\neg ", Level.NOT)),
+    Op("and", infix("and", Level.AND), (B, B), B, JOIN, False, np.logical_and, infix("and", Level.AND), Method("logical_and"), None, Call("_math.both"), infix(r"\wedge", Level.AND)),
+    Op("or", infix("or", Level.OR), (B, B), B, JOIN, False, np.logical_or, infix("or", Level.OR), Method("logical_or"), None, Call("_math.either"), infix(r"\vee", Level.OR)),
+    Op("not", Prefix("not ", Level.NOT), (B,), B, JOIN, False, np.logical_not, Prefix("not ", Level.NOT), Method("logical_not"), None, Call("_math.negation"), Prefix(r"\neg ", Level.NOT)),
     Op("where", Call("where"), (B, N, N), N, JOIN, False, np.where, Conditional(), Call("torch.where"), None, Call("tl.where"), Call(r"\operatorname{where}")),
     Op("select", Conditional(), (B, N, N), N, Rule.SCALAR_ONLY, False, np.where, Conditional(), None, None, Call("tl.where"), Call(r"\operatorname{where}")),
     Op("unset", Call("unset"), (Type.PREDICATE,), B, JOIN, False, _no_value, None, None, None, None, Call(r"\operatorname{unset}")),
@@ -239,8 +237,5 @@ TABLE: tuple[Op, ...] = (
 # fmt: on
 
 OPS: dict[str, Op] = {op.name: op for op in TABLE}
-FUNCTIONS: dict[str, Op] = {
-    op.source.name: op for op in TABLE if isinstance(op.source, Call)
-}
+FUNCTIONS: dict[str, Op] = {op.source.name: op for op in TABLE if isinstance(op.source, Call)}
 BINARY: dict[str, Op] = {op.source.symbol: op for op in TABLE if isinstance(op.source, Infix)}
-ALIGNED_COMMUTATIVE = frozenset({"add", "mul", "max", "min"})

@@ -196,9 +196,7 @@ class _Builder(Transformer[Token, Any]):
         default: syntax.Expr | None,
         *requires: syntax.RequireClause,
     ) -> syntax.HyperDecl:
-        return syntax.HyperDecl(
-            False, self._name(name), type_, default, requires, self._span(meta)
-        )
+        return syntax.HyperDecl(False, self._name(name), type_, default, requires, self._span(meta))
 
     def option(
         self,

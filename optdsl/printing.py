@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import assert_never
 
-from optdsl.ir import Apply, Const, Expr, Ref
+from optdsl.ir import Apply, Assign, Const, Descend, Expr, If, Let, Ref, Spec, Stmt
 from optdsl.ops import (
     OPS,
     Call,
@@ -62,7 +62,8 @@ def triton(op: Op) -> Spelling | None:
 
 
 def source(op: Op) -> Spelling | None:
-    return op.source
+    """The language's own words; a node that it cannot say is shown as a call."""
+    return op.source or Call(op.name)
 
 
 def show(expr: Expr, column: Column, leaf: Leaf = python_leaf) -> str:
@@ -75,6 +76,12 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
     if not isinstance(expr, Apply):
         text = leaf(expr)
         return text, Level.UNARY if text.startswith("-") else Level.ATOM
+    chain = _chain(expr) if column in (host, source) else None
+    if chain is not None:
+        low, first, middle, second, high = chain
+        texts = [_fit(_show(e, column, leaf), Level.SUM) for e in (low, middle, high)]
+        signs = [getattr(OPS[op].source, "symbol", "") for op in (first, second)]
+        return f"{texts[0]} {signs[0]} {texts[1]} {signs[1]} {texts[2]}", Level.COMPARE
     spelling = column(OPS[expr.op])
     parts = [_show(a, column, leaf) for a in expr.args]
     match spelling, parts:
@@ -84,6 +91,8 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
             chained = level is Level.COMPARE
             low = Level(level + 1) if right_first or chained else level
             high = Level.UNARY if right_first else Level(level + 1)
+            # `a or (b and c)`: correct without, but nobody should have to know.
+            low, high = (Level.NOT, Level.NOT) if level is Level.OR else (low, high)
             space = "" if right_first and _is_short(left) and _is_short(right) else " "
             return f"{_fit(left, low)}{space}{symbol}{space}{_fit(right, high)}", level
         case Prefix(symbol=symbol, level=level), [operand]:
@@ -115,11 +124,67 @@ def _fit(part: tuple[str, Level], least: Level) -> str:
     return text if level >= least else f"({text})"
 
 
+COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
+
+
+def _chain(expr: Apply) -> tuple[Expr, str, Expr, str, Expr] | None:
+    """0 <= x and x < 1 -> 0 <= x < 1"""
+    match expr:
+        case Apply(
+            op="and",
+            args=(Apply(op=first, args=(low, middle)), Apply(op=second, args=(same, high))),
+        ) if middle == same and {first, second} <= COMPARISONS:
+            return low, first, middle, second, high
+        case _:
+            return None
+
+
 def _is_short(part: tuple[str, Level]) -> bool:
     """`ruff format` hugs `**` between simple operands: names, numbers, attributes."""
     text = part[0].removeprefix("-")
-    return text.replace(".", "").replace("_", "").isalnum() and not _is_exponent(text)
+    return text.replace(".", "").replace("_", "").isalnum()
 
 
-def _is_exponent(text: str) -> bool:
-    return False
+def show_spec(spec: Spec) -> str:
+    """A spec's program in the language's own words; for people, and for tests of passes."""
+    parts = [("scalars", spec.scalars), ("update", spec.body)]
+    blocks = [f"{word} {{\n{show_body(body, 1)}\n}}" for word, body in parts if body]
+    return "\n".join(blocks)
+
+
+def show_body(body: tuple[Stmt, ...], depth: int = 0) -> str:
+    return "\n".join(line for stmt in body for line in _statement(stmt, "    " * depth))
+
+
+def show_source(expr: Expr) -> str:
+    return show(expr, source, _source_leaf)
+
+
+def _source_leaf(leaf: Const | Ref) -> str:
+    match leaf:
+        case Const(value=bool() as value):
+            return str(value).lower()
+        case Const(symbol=symbol) if symbol:
+            return symbol
+        case _:
+            return python_leaf(leaf)
+
+
+def _statement(stmt: Stmt, indent: str) -> Iterator[str]:
+    match stmt:
+        case Let(name=name, value=value):
+            yield f"{indent}let {name} = {show_source(value)}"
+        case Assign(target=target, value=value, operator=operator):
+            sign = getattr(OPS[operator].source, "symbol", "") if operator else ""
+            yield f"{indent}{target.name} {sign}= {show_source(value)}"
+        case Descend(value=value):
+            yield f"{indent}descend {show_source(value)}"
+        case If(condition=condition, then=then, orelse=orelse):
+            yield f"{indent}if {show_source(condition)} {{"
+            yield from (line for s in then for line in _statement(s, indent + "    "))
+            if orelse:
+                yield f"{indent}}} else {{"
+                yield from (line for s in orelse for line in _statement(s, indent + "    "))
+            yield f"{indent}}}"
+        case _:
+            assert_never(stmt)

@@ -94,9 +94,7 @@ def resolve(
         if not ready:
             name, definition = next(iter(pending.items()))
             assert definition.base is not None
-            log.error(
-                Code.UNKNOWN_BASE, f"'{name}' is derived from itself.", definition.base.span
-            )
+            log.error(Code.UNKNOWN_BASE, f"'{name}' is derived from itself.", definition.base.span)
             break
         for name in ready:
             unit = _definition(pending.pop(name), {**library, **units}, log)
@@ -114,9 +112,7 @@ def _in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     return sorted(dict.fromkeys(diagnostics), key=place)
 
 
-def _definition(
-    definition: syntax.Definition, known: Mapping[str, Unit], log: Log
-) -> Unit | None:
+def _definition(definition: syntax.Definition, known: Mapping[str, Unit], log: Log) -> Unit | None:
     before = len(log.diagnostics)
     _check_name(definition.name, log)
     match definition.keyword:
@@ -233,6 +229,8 @@ class _Body:
         for clause in self.members(syntax.RequireClause):
             assert isinstance(clause, syntax.RequireClause)
             self.add_requires(clause)
+        # In the order of the text: the first that fails is the error that users see.
+        self.requires.sort(key=lambda r: r.span.start)
         self._check_defaults()
 
     def _hyper(self, declaration: syntax.HyperDecl) -> Hyper | None:
@@ -543,9 +541,7 @@ class _Body:
                 self.log.error(Code.WRONG_TYPE, "'unset' asks about one slot.", node.span)
                 return None
 
-    def _apply(
-        self, op: str, arguments: tuple[syntax.Expr, ...], span: Span
-    ) -> ir.Expr | None:
+    def _apply(self, op: str, arguments: tuple[syntax.Expr, ...], span: Span) -> ir.Expr | None:
         values = [self.expr(a) for a in arguments]
         row = ir.OPS[op]
         if len(values) != len(row.operands):
@@ -734,9 +730,7 @@ class _Body:
             return True
         if target.role is Role.LOCAL:
             span = self.scope.spans[target.name]
-            key = next(
-                (k for k in self.kinds if k[0] == target.name and k[1] <= span.start), None
-            )
+            key = next((k for k in self.kinds if k[0] == target.name and k[1] <= span.start), None)
             keys = [k for k in self.kinds if k[0] == target.name and k[1] <= span.start]
             key = max(keys, key=lambda k: k[1]) if keys else key
             if key is not None:
@@ -962,7 +956,17 @@ def effective_names(body: tuple[ir.Stmt, ...]) -> frozenset[str]:
 
 
 class _Schedule(_Body):
-    GIVEN = ("t", "lr", "base_lr")
+    """`t` is the epoch, `lr` the group's rate, `base_lr` the one it began with. `initial` is true
+    for the rate that the constructor asks for: at epoch 0, or where a rebuilt schedule resumes."""
+
+    GIVEN = (
+        ("t", Type.NUMBER), ("lr", Type.NUMBER), ("base_lr", Type.NUMBER), ("initial", Type.BOOL),
+    )  # fmt: skip
+    # What torch's schedulers keep in attributes, and functions that methods call by these names.
+    TAKEN = frozenset(
+        {"step", "state_dict", "load_state_dict", "get_lr", "get_last_lr", "base_lrs"}
+        | {"in_cooldown", "abs", "float", "max", "min", "initial"}
+    )
 
     def resolve(self) -> Schedule | None:
         self.refuse(
@@ -974,8 +978,61 @@ class _Schedule(_Body):
         )  # fmt: skip
         self.declare_hypers()
         self.check_order(self.signature())
-        given = {n: ir.Ref(n, Role.GIVEN, Kind.SCALAR) for n in self.GIVEN}
-        self.scope.names.update(given)
+        for name, type_ in self.GIVEN:
+            if name in self.scope.names:
+                self._refuse_name(name, self.scope.spans[name])
+            self.scope.names[name] = ir.Ref(name, Role.GIVEN, Kind.SCALAR, type_)
+        lets = self._lets()
+        closed, chain = self._form(True), self._form(False)
+        states = self._states()
+        for name, span in self.scope.spans.items():
+            if name in self.TAKEN:
+                self._refuse_name(name, span)
+        update = self.only(syntax.Update, "'update'")
+        forms = [m for m in self.members(syntax.Form) if isinstance(m, syntax.Form)]
+        parameters: tuple[str, ...] = ()
+        body: tuple[ir.Stmt, ...] = ()
+        if isinstance(update, syntax.Update):
+            for form in forms:
+                self.log.error(
+                    Code.UNSUPPORTED, "A schedule has either forms or an 'update'.",
+                    _head(form.span), related=((_head(update.span), "the 'update'"),),
+                )  # fmt: skip
+            parameters = self._parameters(update)
+            body = self.infer(update.body)
+            self._check_update(update, body, lets)
+        elif not forms:
+            self.log.error(
+                Code.MISSING_PART,
+                f"'{self.definition.name.text}' gives no rate.",
+                self.definition.name.span,
+                hints=("Add: closed = base_lr * ..., or chain = lr * ...",),
+            )
+            return None
+        else:
+            for state in states:
+                self.log.error(
+                    Code.MISSING_PART, f"Nothing changes the state '{state.name}'.", state.span,
+                    hints=("Add: update(metric) { ... }",),
+                )  # fmt: skip
+        if closed is not None:
+            self._refuse_given(closed, lets, ("lr", "initial"), "a closed form")
+        schedule = Schedule(
+            self.definition.name.text, self.definition.span.source, self.doc(), self.cites(),
+            tuple(self.hypers), tuple(self.requires), lets, closed, chain, states,
+            parameters, body, self.definition.name.span,
+        )  # fmt: skip
+        if not self.log.failed:
+            self._check_use(schedule)
+        return schedule
+
+    def _refuse_name(self, name: str, span: Span) -> None:
+        self.log.error(
+            Code.RESERVED_NAME, f"Every schedule has a '{name}' already.", span,
+            hints=(f"Call it '{name}_value', for example.",),
+        )  # fmt: skip
+
+    def _lets(self) -> tuple[ir.Let, ...]:
         lets = []
         for member in self.members(syntax.LetStmt):
             assert isinstance(member, syntax.LetStmt)
@@ -986,31 +1043,68 @@ class _Schedule(_Body):
             ref = ir.Ref(member.name.text, Role.LOCAL, kind, ir.type_of(value), member.name.span)
             if self.scope.declare(member.name, ref, self.log):
                 lets.append(ir.Let(member.name.text, value, kind, member.span))
-        closed, chain = self._form(True), self._form(False)
-        states = self._states()
-        update = self.only(syntax.Update, "'update'")
-        parameters: tuple[str, ...] = ()
-        body: tuple[ir.Stmt, ...] = ()
-        if isinstance(update, syntax.Update):
-            parameters = tuple(n.text for n in update.parameters)
-            for name in update.parameters:
-                self.scope.names[name.text] = ir.Ref(
-                    name.text, Role.GIVEN, Kind.SCALAR, span=name.span
-                )
-            body = self.infer(update.body)
-        elif closed is None and chain is None:
+        return tuple(lets)
+
+    def _parameters(self, update: syntax.Update) -> tuple[str, ...]:
+        names = tuple(n.text for n in update.parameters)
+        if names != ("metric",):
+            span = update.parameters[0].span if update.parameters else _head(update.span)
             self.log.error(
-                Code.MISSING_PART,
-                f"'{self.definition.name.text}' gives no rate.",
-                self.definition.name.span,
-                hints=("Add: closed = base_lr * ..., or chain = lr * ...",),
-            )
-            return None
-        return Schedule(
-            self.definition.name.text, self.definition.span.source, self.doc(), self.cites(),
-            tuple(self.hypers), tuple(self.requires), tuple(lets), closed, chain, states,
-            parameters, body, self.definition.name.span,
-        )  # fmt: skip
+                Code.WRONG_TYPE, "A schedule's update takes the metric.", span,
+                hints=("Write: update(metric) { ... }",),
+            )  # fmt: skip
+        self.scope.names["metric"] = ir.Ref("metric", Role.GIVEN, Kind.SCALAR)
+        return names
+
+    def _check_update(
+        self, update: syntax.Update, body: tuple[ir.Stmt, ...], lets: tuple[ir.Let, ...]
+    ) -> None:
+        for stmt in ir.statements(body):
+            for expr in ir.expressions(stmt):
+                self._refuse_given(expr, lets, ("base_lr", "initial"), "an update")
+            if isinstance(stmt, ir.Descend):
+                self.log.error(
+                    Code.UNSUPPORTED, "A schedule has no parameter to step.", _head(stmt.span),
+                    hints=("Set the rate: lr = ...",),
+                )  # fmt: skip
+        if not any(isinstance(s, ir.Assign) and s.target.name == "lr" for s in ir.statements(body)):
+            self.log.error(
+                Code.MISSING_PART, "This update never changes the rate.", _head(update.span),
+                hints=("Add: lr = ...",),
+            )  # fmt: skip
+
+    def _refuse_given(
+        self, expr: ir.Expr, lets: tuple[ir.Let, ...], banned: tuple[str, ...], where: str
+    ) -> None:
+        """Refuse names that have no value here, also behind a `let`."""
+        reasons = {name: f"'{name}' has no value in {where}." for name in banned}
+        for let in lets:
+            for ref in ir.refs(let.value):
+                if ref.name in reasons:
+                    reasons[let.name] = (
+                        f"'{let.name}' reads '{ref.name}': it has no value in {where}."
+                    )
+        for ref in ir.refs(expr):
+            if ref.name in reasons:
+                self.log.error(Code.READ_BEFORE_SET, reasons[ref.name], ref.span)
+
+    def _check_use(self, schedule: Schedule) -> None:
+        """Warn of hyperparameters and names that nothing reads."""
+        forms = [e for e in (schedule.closed, schedule.chain) if e is not None]
+        forms += [s.initial for s in schedule.states if s.initial is not None]
+        forms += [e for s in ir.statements(schedule.body) for e in ir.expressions(s)]
+        forms += [let.value for let in schedule.lets]
+        read = {r.name for e in forms for r in ir.refs(e)}
+        for hyper in schedule.hypers:
+            if not read & {hyper.name, *hyper.components}:
+                self.log.warning(
+                    Code.UNREAD, f"Nothing reads '{hyper.name}'.", hyper.span,
+                    hints=("Remove it, or use it in the rate.",),
+                )  # fmt: skip
+        inner = [s for s in ir.statements(schedule.body) if isinstance(s, ir.Let)]
+        for let in (*schedule.lets, *inner):
+            if let.name not in read:
+                self.log.warning(Code.UNREAD, f"Nothing reads '{let.name}'.", _head(let.span))
 
     def assignable(self, ref: ir.Ref) -> bool:
         return ref.name == "lr" or ref.role in (Role.STATE, Role.LOCAL)
@@ -1034,12 +1128,30 @@ class _Schedule(_Body):
         return value
 
     def _states(self) -> tuple[State, ...]:
+        """The states. Each begins with a value that may read hyperparameters and earlier states."""
         states = []
         for member in self.members(syntax.StateDecl):
             assert isinstance(member, syntax.StateDecl)
+            if (
+                member.type
+                or member.when
+                or member.eager
+                or isinstance(member.initial, syntax.Unset)
+            ):
+                self.log.error(
+                    Code.UNSUPPORTED, "A schedule's state is a name and its first value.",
+                    _head(member.span), hints=(f"Write: state {member.name.text} = 0",),
+                )  # fmt: skip
+                continue
             initial = self.expr(member.initial)
             if initial is None:
                 continue
+            for ref in ir.refs(initial):
+                if ref.role in (Role.GIVEN, Role.LOCAL):
+                    self.log.error(
+                        Code.READ_BEFORE_SET, f"'{ref.name}' has no value in a first value.",
+                        ref.span,
+                    )  # fmt: skip
             ref = ir.Ref(
                 member.name.text, Role.STATE, Kind.SCALAR, ir.type_of(initial), member.name.span
             )
@@ -1172,5 +1284,3 @@ def _placeholders(message: str) -> Iterator[tuple[int, str]]:
             return
         yield start + 1, message[start + 1 : end]
         start = message.find("{", end)
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from optdsl.ir import Spec
+from optdsl.passes.complex_views import first_real_statement
 from optdsl.passes.contract import contract
 from optdsl.passes.drop_unused import drop_unused
 from optdsl.passes.hoist_scalars import hoist_scalars
@@ -28,3 +29,17 @@ def for_kernels(spec: Spec) -> Spec:
     for rewrite in KERNEL_PASSES:
         spec = rewrite(spec)
     return spec
+
+
+__all__ = [
+    "KERNEL_PASSES",
+    "PASSES",
+    "Pass",
+    "contract",
+    "drop_unused",
+    "first_real_statement",
+    "for_kernels",
+    "hoist_scalars",
+    "lower_descend",
+    "optimise",
+]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT, _default_to_fused_or_foreach
 
 Group = dict[str, Any]
-Number = Union[float, Tensor]
+# What `torch._foreach_*` takes and gives; None stands for a slot that does not exist.
+Tensors = list[Any] | tuple[Any, ...]
 
 # How a step is executed, not what it computes: a checkpoint does not change these.
 EXECUTION_FLAGS = ("foreach", "capturable", "differentiable", "fused")
@@ -24,9 +26,18 @@ def number(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def as_real(tensors: Sequence[Tensor | None]) -> list[Any]:
-    """Complex tensors as real ones with a last dimension of 2; None stays None."""
-    return [None if t is None else torch.view_as_real(t) for t in tensors]
+def as_real(tensor: Any) -> Any:
+    """A complex tensor as a real one with a last dimension of 2; None stays None."""
+    return None if tensor is None else torch.view_as_real(tensor)
+
+
+def as_real_list(tensors: Tensors) -> Tensors:
+    return [as_real(tensor) for tensor in tensors]
+
+
+def full_like(param: Tensor, value: float) -> Tensor:
+    """A tensor like the parameter, filled; a complex one with the value in both parts, as torch."""
+    return torch.full_like(param, complex(value, value) if param.is_complex() else value)
 
 
 @dataclass(frozen=True)
@@ -52,41 +63,36 @@ class Rows:
     """The parameters of one group that are updated together: one device, one set of dtypes, the
     same slots unset. Lists hold a tensor per parameter, `vectors` a tensor per scalar slot."""
 
-    params: list[Any] = field(default_factory=list)
-    grads: list[Any] = field(default_factory=list)
-    slots: dict[str, list[Any]] = field(default_factory=dict)
-    vectors: dict[str, Tensor] = field(default_factory=dict)
+    params: Tensors
+    grads: Tensors
+    slots: dict[str, Tensors]
     unset: frozenset[str] = frozenset()
-    is_complex: bool = False
+    vectors: dict[str, Tensor] = field(default_factory=dict)
 
-    def tensors(self) -> Iterator[list[Any]]:
-        """The lists that an update reads and writes, gradients first."""
-        yield self.grads
-        yield self.params
-        yield from self.slots.values()
+    @property
+    def is_complex(self) -> bool:
+        return bool(self.params[0].is_complex())
 
     def widened(self) -> tuple[Rows, list[tuple[Tensor, Tensor]]]:
         """Rows whose tensors all have the widest dtype among them, and what to round back: pairs of
-        a stored tensor and the wide one that replaces it during the update."""
-        dtypes = {t.dtype for column in self.tensors() for t in column if t is not None}
-        if len(dtypes) <= 1:
+        a stored tensor and the wide one that takes its place during the update."""
+        columns = (self.params, self.grads, *self.slots.values())
+        dtypes = list(dict.fromkeys(column[0].dtype for column in columns if column[0] is not None))
+        if len(dtypes) == 1:
             return self, []
-        widest = next(iter(dtypes))
-        for dtype in dtypes:
-            widest = torch.promote_types(widest, dtype)
+        widest = functools.reduce(torch.promote_types, dtypes)
         back: list[tuple[Tensor, Tensor]] = []
 
-        def widen(column: list[Any]) -> list[Any]:
-            wide = [t if t is None else t.to(widest) for t in column]
-            back.extend((t, w) for t, w in zip(column, wide, strict=True) if w is not t)
+        def widen(column: Tensors) -> Tensors:
+            if column[0] is None or column[0].dtype == widest:
+                return column
+            wide = [tensor.to(widest) for tensor in column]
+            back.extend(zip(column, wide, strict=True))
             return wide
 
-        grads = [g.to(widest) for g in self.grads]
+        grads = [grad.to(widest) for grad in self.grads]
         slots = {name: widen(column) for name, column in self.slots.items()}
-        rows = Rows(
-            widen(self.params), grads, slots, self.vectors, self.unset, widest.is_complex
-        )
-        return rows, back
+        return Rows(widen(self.params), grads, slots, self.unset, self.vectors), back
 
 
 class _Vector:
@@ -151,9 +157,8 @@ class Optimizer(torch.optim.Optimizer):
         if group["fused"] and group["foreach"]:
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         for name, value in group.items():
-            if isinstance(value, Tensor) and name not in ("params", "initial_lr"):
-                if value.numel() != 1:
-                    raise ValueError(f"Tensor {name} must be 1-element")
+            if isinstance(value, Tensor) and value.numel() != 1:
+                raise ValueError(f"Tensor {name} must be 1-element")
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group. Its hyperparameters are checked as the constructor's are."""
@@ -212,17 +217,17 @@ class Optimizer(torch.optim.Optimizer):
         """The parameter's state, with the slots that it lacks. What a user put there stays."""
         state: dict[str, Any] = self.state[param]
         for slot in self.slots:
-            if slot.initial is not None and state.get(slot.name) is None:
-                if slot.exists(group, param):
-                    value = slot.initial(group, param)
-                    state[slot.name] = _scalar(value, group, param) if slot.scalar else value
+            if slot.initial is None or state.get(slot.name) is not None:
+                continue
+            if slot.exists(group, param):
+                value = slot.initial(group, param)
+                state[slot.name] = _scalar(value, group, param) if slot.scalar else value
         return state
 
     def _rows(self, index: int, group: Group) -> list[tuple[Rows, Callable[[], None]]]:
         """The group's parameters that have a gradient, in batches, and what ends each batch."""
-        batches: dict[tuple[Any, ...], Rows] = {}
-        members: dict[tuple[Any, ...], list[Tensor]] = {}
-        tensor_slots = [s for s in self.slots if not s.scalar]
+        tensor_slots = [slot for slot in self.slots if not slot.scalar]
+        batches: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
         for param in group["params"]:
             grad = param.grad
             if grad is None:
@@ -230,33 +235,37 @@ class Optimizer(torch.optim.Optimizer):
             if grad.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
             state = self._initialise(group, param)
-            values = [state.get(s.name) if s.exists(group, param) else None for s in tensor_slots]
             unset = frozenset(
-                s.name
-                for s, v in zip(tensor_slots, values, strict=True)
-                if v is None and s.initial is None and s.exists(group, param)
+                slot.name
+                for slot in tensor_slots
+                if slot.initial is None
+                and state.get(slot.name) is None
+                and slot.exists(group, param)
             )
-            dtypes = tuple(None if v is None else v.dtype for v in values)
-            key = (param.device, param.dtype, grad.dtype, dtypes, unset)
-            if key not in batches:
-                slots: dict[str, list[Any]] = {s.name: [] for s in tensor_slots}
-                batches[key] = Rows(slots=slots, unset=unset, is_complex=param.is_complex())
-            rows = batches[key]
-            members.setdefault(key, []).append(param)
-            rows.params.append(param)
-            rows.grads.append(grad)
-            for slot, value in zip(tensor_slots, values, strict=True):
-                if slot.name in unset:
-                    value = torch.empty_like(param, memory_format=torch.preserve_format)
-                rows.slots[slot.name].append(value)
-        commits = []
-        for key, rows in batches.items():
-            scatter = self._gather_scalars(index, group, members[key], rows)
-            commits.append((rows, self._commit(members[key], rows, scatter)))
-        return commits
+            values = [
+                torch.empty_like(param)
+                if slot.name in unset
+                else state.get(slot.name)
+                if slot.exists(group, param)
+                else None
+                for slot in tensor_slots
+            ]
+            dtypes = tuple(None if value is None else value.dtype for value in values)
+            key = (unset, param.device, param.dtype, grad.dtype, dtypes)
+            batches.setdefault(key, []).append((param, grad, *values))
+        result = []
+        for (unset, *_), members in batches.items():
+            params, grads, *columns = zip(*members, strict=True)
+            slots: dict[str, Tensors] = {
+                s.name: c for s, c in zip(tensor_slots, columns, strict=True)
+            }
+            rows = Rows(params, grads, slots, unset)
+            scatter = self._gather_scalars(index, group, params, rows)
+            result.append((rows, self._commit(params, rows, scatter)))
+        return result
 
     def _commit(
-        self, params: list[Tensor], rows: Rows, scatter: Callable[[], None]
+        self, params: Tensors, rows: Rows, scatter: Callable[[], None]
     ) -> Callable[[], None]:
         def commit() -> None:
             scatter()
@@ -267,7 +276,7 @@ class Optimizer(torch.optim.Optimizer):
         return commit
 
     def _gather_scalars(
-        self, index: int, group: Group, params: list[Tensor], rows: Rows
+        self, index: int, group: Group, params: Tensors, rows: Rows
     ) -> Callable[[], None]:
         """Give `rows` its vectors. The result writes them back where they are copies."""
         copies: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -303,7 +312,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # Checkpoints
 
-    @torch._disable_dynamo  # type: ignore[misc, no-untyped-call]
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this optimizer, ours or torch's.
 
@@ -320,8 +329,7 @@ class Optimizer(torch.optim.Optimizer):
         if len(groups) != len(saved_groups):
             raise ValueError("loaded state dict has a different number of parameter groups")
         if any(
-            len(g["params"]) != len(s["params"])
-            for g, s in zip(groups, saved_groups, strict=True)
+            len(g["params"]) != len(s["params"]) for g, s in zip(groups, saved_groups, strict=True)
         ):
             raise ValueError(
                 "loaded state dict contains a parameter group that doesn't match the size of "

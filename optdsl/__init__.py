@@ -1,0 +1,1 @@
+"""A compiler from optimizer specs to PyTorch: `optdsl build specs/`."""

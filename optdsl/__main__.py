@@ -1,0 +1,5 @@
+"""`python -m optdsl`"""
+
+from optdsl.cli import main
+
+main()

@@ -1,0 +1,222 @@
+"""Library -> the files of a package: plan them, write them, check them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from optdsl import resources
+from optdsl.emit import header, is_ours, python_path, render
+from optdsl.ir import Schedule, Spec, Unit
+from optdsl.pipeline import Library
+from optdsl.source import Source
+from optdsl.targets import TARGETS, section
+
+Plan = Mapping[PurePosixPath, str]
+SCHEDULES = "lr_scheduler"
+
+
+class BuildError(Exception):
+    """The output cannot be written: a sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A public name of the package and the module that defines it."""
+
+    name: str
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackageView:
+    """The fields of `templates/package.py.jinja`."""
+
+    summary: str
+    exports: tuple[Export, ...]
+    imports: tuple[Export, ...]
+    subpackages: tuple[str, ...]
+    subpackage_tuple: str
+    public: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How an output folder differs from its plan."""
+
+    stale: tuple[PurePosixPath, ...]
+    missing: tuple[PurePosixPath, ...]
+    orphaned: tuple[PurePosixPath, ...]
+    diff: str
+
+    def __bool__(self) -> bool:
+        return bool(self.stale or self.missing or self.orphaned)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a write did."""
+
+    changed: int
+    unchanged: int
+    removed: int
+    foreign: tuple[PurePosixPath, ...]
+
+
+def plan(library: Library, command: str) -> Plan:
+    """The whole package as text, sorted by path. `command` is what rebuilds it, for the headers."""
+    files: dict[PurePosixPath, str] = {}
+    for unit in library.units:
+        files.update(_unit_files(unit, command))
+    files.update(_package_files(library, command))
+    files.update(_runtime_files(library, command))
+    return dict(sorted(files.items()))
+
+
+def _unit_files(unit: Unit, command: str) -> dict[PurePosixPath, str]:
+    sections: dict[PurePosixPath, list[str]] = {}
+    for target in TARGETS:
+        text = section(target, unit) if target.path is not None else None
+        if text is not None and target.path is not None:
+            sections.setdefault(target.path(unit), []).append(text)
+    head = header([unit.source], command)
+    return {path: head + "".join(texts) for path, texts in sections.items()}
+
+
+def _package_files(library: Library, command: str) -> dict[PurePosixPath, str]:
+    """The `__init__` modules, which import an algorithm when it is first asked for."""
+    sources = [u.source for u in library.units]
+    exports = {
+        kind: tuple(
+            Export(u.name, u.name.lower())
+            for u in sorted(library.units, key=lambda u: _export_order(u.name))
+            if isinstance(u, kind)
+        )
+        for kind in (Spec, Schedule)
+    }
+    subpackages = (SCHEDULES,) if exports[Schedule] else ()
+    head = header(sources, command)
+    files = {
+        PurePosixPath("__init__.py"): head
+        + render(
+            "package.py.jinja",
+            _package("Optimizers and learning-rate schedules.", exports[Spec], subpackages),
+        ),
+        PurePosixPath("py.typed"): head,
+    }
+    if exports[Schedule]:
+        view = _package("Learning-rate schedules.", exports[Schedule], ())
+        files[python_path(SCHEDULES, "__init__")] = head + render("package.py.jinja", view)
+    return files
+
+
+def _package(
+    summary: str, exports: tuple[Export, ...], subpackages: tuple[str, ...]
+) -> PackageView:
+    public = (*(e.name for e in exports), *subpackages)
+    imports = tuple(sorted(exports, key=lambda e: e.module))
+    return PackageView(
+        summary, exports, imports, subpackages, repr(subpackages).replace("'", '"'), public
+    )
+
+
+def _export_order(name: str) -> tuple[bool, str]:
+    """Names in capitals first: the order in which linters want `__all__`."""
+    return not name.isupper(), name
+
+
+def _runtime_files(library: Library, command: str) -> dict[PurePosixPath, str]:
+    """What algorithms share: plain modules, taken over as they are."""
+    folder = resources.templates() / "package"
+    wanted = {type(unit) for unit in library.units}
+    files: dict[PurePosixPath, str] = {}
+    for path in sorted(folder.rglob("*.py")):
+        name = PurePosixPath(path.relative_to(folder).as_posix())
+        if (Schedule if name.parts[0] == SCHEDULES else Spec) in wanted:
+            text = path.read_text(encoding="utf-8")
+            files[name] = header([Source(f"templates/package/{name}", text)], command) + text
+    return files
+
+
+def existing(output: Path) -> dict[PurePosixPath, Path]:
+    """The files of an output folder, without what Python and tools leave there."""
+    return {
+        PurePosixPath(p.relative_to(output).as_posix()): p
+        for p in sorted(output.rglob("*"))
+        if p.is_file() and not {"__pycache__", ".mypy_cache", ".ruff_cache"} & set(p.parts)
+    }
+
+
+def check(planned: Plan, output: Path) -> Drift:
+    """Compare an output folder with its plan, in both directions."""
+    found = existing(output) if output.is_dir() else {}
+    texts = {name: path.read_bytes() for name, path in found.items()}
+    stale = tuple(n for n, t in planned.items() if n in texts and texts[n] != t.encode())
+    diff = ""
+    if stale:
+        name = stale[0]
+        old = texts[name].decode(errors="replace").splitlines(keepends=True)
+        new = planned[name].splitlines(keepends=True)
+        lines = list(difflib.unified_diff(old, new, f"{name} (found)", f"{name} (planned)", n=1))
+        diff = "".join(lines[:20])
+    return Drift(
+        stale,
+        tuple(n for n in planned if n not in found),
+        tuple(n for n in found if n not in planned),
+        diff,
+    )
+
+
+def write(planned: Plan, output: Path) -> Written:
+    """Bring an output folder to its plan. All new text is on the disk before the first file is
+    replaced, so that a failure leaves the package as it was. Raises BuildError."""
+    refuse_foreign(output)
+    found = existing(output) if output.is_dir() else {}
+    changed = {
+        n: t for n, t in planned.items() if n not in found or found[n].read_bytes() != t.encode()
+    }
+    orphans = [n for n in found if n not in planned]
+    ours = [n for n in orphans if is_ours(found[n].read_text(encoding="utf-8", errors="replace"))]
+    created = not output.exists()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".optdsl-", dir=output))
+        try:
+            for number, text in enumerate(changed.values()):
+                (staging / str(number)).write_bytes(text.encode())
+            for number, name in enumerate(changed):
+                target = output / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(staging / str(number), target)
+            for name in ours:
+                found[name].unlink()
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        if created:
+            shutil.rmtree(output, ignore_errors=True)
+        raise BuildError(f"'{output}' cannot be written: {error.strerror}.") from None
+    foreign = tuple(n for n in orphans if n not in ours)
+    return Written(len(changed), len(planned) - len(changed), len(ours), foreign)
+
+
+def refuse_foreign(output: Path) -> None:
+    """Never write into a folder that somebody else made. Raises BuildError."""
+    if not output.resolve().name.isidentifier():
+        raise BuildError(
+            f"'{output.name}' cannot be imported: a package's name is letters, digits and '_'."
+        )
+    if output.exists() and not output.is_dir():
+        raise BuildError(f"'{output}' is a file. Choose another folder with -o.")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    start = output / "__init__.py"
+    if not start.is_file() or not is_ours(start.read_text(encoding="utf-8", errors="replace")):
+        raise BuildError(
+            f"'{output}' holds files that optdsl did not write. Choose another folder with -o."
+        )

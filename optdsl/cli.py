@@ -1,0 +1,226 @@
+"""The command line: build, check, show."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+# Heavy parts are imported where they are used: an unchanged build needs none of them.
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from optdsl.diagnostics import Diagnostic
+    from optdsl.ir import Unit
+
+app = typer.Typer(
+    help="A compiler from optimizer specs to PyTorch.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Specs = Annotated[list[Path], typer.Argument(help="Spec files, or folders of them.")]
+
+
+@app.command()
+def build(
+    specs: Specs,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The package's folder. Default here: generated."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare only; exit 1 if a build would change files.")
+    ] = False,
+) -> None:
+    """Compile specs to a Python package."""
+    from optdsl import cache
+
+    folder = output or _default_output()
+    command = _command(specs, output)
+    _require_specs(specs)
+    if not check:
+        key = cache.fingerprint(specs, folder, command)
+        if cache.is_fresh(key, folder):
+            typer.echo(f"{folder}: up to date.")
+            return
+    from optdsl.build import BuildError, plan, refuse_foreign, write
+    from optdsl.build import check as compare
+
+    library = _load(specs)
+    planned = _compiled(lambda: plan(library, command))
+    if check:
+        drift = compare(planned, folder)
+        for word, names in (
+            ("stale", drift.stale), ("missing", drift.missing), ("orphaned", drift.orphaned),
+        ):  # fmt: skip
+            for name in names:
+                typer.echo(f"{word}: {folder / name}")
+        if drift:
+            typer.echo(drift.diff, nl=False)
+            _fail(f"{folder} is not what its specs say. To repair it: {command}")
+        typer.echo(f"{folder}: {len(planned)} files as planned.")
+        return
+    try:
+        refuse_foreign(folder)
+        written = write(planned, folder)
+    except BuildError as error:
+        _fail(str(error))
+    for name in written.foreign:
+        typer.echo(f"note: {folder / name} is not from a spec; left as it is.", err=True)
+    cache.remember(key, folder)
+    typer.echo(
+        f"{folder}: {_count(len(library.units), 'definition')}, {written.changed} files written, "
+        f"{written.unchanged} unchanged, {written.removed} removed."
+    )
+
+
+@app.command("check")
+def check_specs(specs: Specs) -> None:
+    """Report what is wrong with specs, and write nothing."""
+    from optdsl.build import plan
+
+    _require_specs(specs)
+    library = _load(specs)
+    # Lowering finds what a target cannot do.
+    _compiled(lambda: plan(library, ""))
+    typer.echo(f"{_count(len(library.units), 'definition')} without errors.")
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="An optimizer or a schedule.")],
+    after: Annotated[
+        str | None, typer.Option(help="Show the update after this pass of the compiler.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Show what this target emits.")] = None,
+    specs: Annotated[
+        list[Path] | None, typer.Option(help="Where it is defined. Default: the shipped specs.")
+    ] = None,
+) -> None:
+    """Show a definition: as written, after a pass, or as a target emits it."""
+    from optdsl.diagnostics import did_you_mean
+    from optdsl.pipeline import shipped_library
+
+    library = _load(specs) if specs else shipped_library()
+    unit = library.find(name)
+    if unit is None:
+        known = [u.name for u in library.units]
+        hint = " ".join(did_you_mean(name, known)) or f"There are {', '.join(sorted(known))}."
+        _fail(f"Unknown definition '{name}'. {hint}")
+    if after is not None and target is not None:
+        _fail("Give --after or --target, not both.")
+    if target is not None:
+        _show_target(unit, target)
+    elif after is not None:
+        _show_pass(unit, after)
+    else:
+        typer.echo(unit.source.text.rstrip("\n"))
+
+
+def _show_target(unit: Unit, name: str) -> None:
+    from optdsl.targets import TARGETS, section
+
+    fitting = [t for t in TARGETS if isinstance(unit, t.unit)]
+    chosen = next((t for t in fitting if t.name == name), None)
+    if chosen is None:
+        _fail(f"Unknown target '{name}'. There are {', '.join(t.name for t in fitting)}.")
+    text = _compiled(lambda: section(chosen, unit))
+    if text is None:
+        _fail(f"'{unit.name}' inherits its '{name}' section from its base.")
+    typer.echo(text.strip("\n"))
+
+
+def _show_pass(unit: Unit, name: str) -> None:
+    from optdsl.ir import Spec
+    from optdsl.passes import KERNEL_PASSES, PASSES
+    from optdsl.printing import show_spec
+
+    if not isinstance(unit, Spec):
+        _fail("Passes are for optimizers.")
+    spec = unit
+    names = [rewrite.__name__ for rewrite in (*PASSES, *KERNEL_PASSES)]
+    if name not in names:
+        _fail(f"Unknown pass '{name}'. There are, in order: {', '.join(names)}.")
+    for rewrite in (*PASSES, *KERNEL_PASSES)[: names.index(name) + 1]:
+        spec = rewrite(spec)
+    typer.echo(show_spec(spec))
+
+
+def _default_output() -> Path:
+    """`generated` in this repository; elsewhere the user says where."""
+    from optdsl import resources
+
+    root = resources.checkout()
+    if root is None or Path.cwd().resolve() != root:
+        _fail("Say where to write the package: -o my_package.")
+    return Path("generated")
+
+
+def _command(specs: Sequence[Path], output: Path | None) -> str:
+    words = ["optdsl build", *(p.as_posix() for p in specs)]
+    return " ".join([*words, "-o", output.as_posix()] if output else words)
+
+
+def _require_specs(specs: Sequence[Path]) -> None:
+    """Missing files are reported before anything else is imported."""
+    if all(path.exists() for path in specs):
+        return
+    from optdsl.diagnostics import SpecError
+    from optdsl.pipeline import find_specs
+
+    try:
+        find_specs(specs)
+    except SpecError as error:
+        _report(error.diagnostics)
+        raise typer.Exit(1) from None
+
+
+def _load(specs: Sequence[Path]):  # type: ignore[no-untyped-def]
+    from optdsl.pipeline import load
+
+    library = _compiled(lambda: load(specs))
+    _report(library.warnings)
+    return library
+
+
+def _compiled(work):  # type: ignore[no-untyped-def]
+    """A stage's result, or its diagnostics and exit status 1."""
+    from optdsl.diagnostics import SpecError
+
+    try:
+        return work()
+    except SpecError as error:
+        _report(error.diagnostics)
+        _fail(f"{_count(len(error.diagnostics), 'problem')} found.")
+
+
+def _report(diagnostics: Iterable[Diagnostic]) -> None:
+    from rich.console import Console
+
+    from optdsl.diagnostics import render
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for diagnostic in diagnostics:
+        console.print(render(diagnostic))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"optdsl: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

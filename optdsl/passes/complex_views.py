@@ -1,0 +1,59 @@
+"""Where a complex parameter becomes a real one with a last dimension of 2, as torch orders it.
+
+Coupled decay, and all of an update that is linear throughout (SGD), is complex arithmetic; the rest
+treats real and imaginary parts as elements of their own.
+"""
+
+from __future__ import annotations
+
+from optdsl.ir import (
+    OPS,
+    Apply,
+    Assign,
+    Expr,
+    If,
+    Let,
+    Role,
+    Stmt,
+    expressions,
+    is_scalar,
+    statements,
+)
+
+
+def first_real_statement(body: tuple[Stmt, ...]) -> int | None:
+    """The index of the top-level statement before which views are taken; None: nowhere."""
+    if all(_is_linear(e) for s in statements(body) for e in expressions(s) if not is_scalar(e)):
+        return None
+    return next(i for i, stmt in enumerate(body) if not _stays_complex(stmt))
+
+
+def _stays_complex(stmt: Stmt) -> bool:
+    """Scalar work, and linear changes of the parameter and the gradient."""
+    match stmt:
+        case If():
+            return all(_stays_complex(s) for s in (*stmt.then, *stmt.orelse))
+        case Let(value=value):
+            return is_scalar(value)
+        case Assign(target=target, value=value):
+            linear = target.role in (Role.PARAM, Role.GRAD) and _is_linear(value)
+            return linear or (is_scalar(value) and is_scalar(target))
+        case _:
+            return False
+
+
+def _is_linear(expr: Expr) -> bool:
+    """Whether complex numbers and their parts give the same. A number added to a tensor would reach
+    the real part alone, a product of two tensors mixes the parts."""
+    match expr:
+        case Apply(op="add" | "sub", args=args):
+            return all(not is_scalar(a) and _is_linear(a) for a in args)
+        case Apply(op="div", args=(left, right)):
+            return is_scalar(right) and _is_linear(left)
+        case Apply(op="mul", args=(left, right)):
+            tensors = [a for a in (left, right) if not is_scalar(a)]
+            return len(tensors) == 1 and _is_linear(tensors[0])
+        case Apply(op=op, args=args):
+            return OPS[op].linear and all(is_scalar(a) or _is_linear(a) for a in args)
+        case _:
+            return True

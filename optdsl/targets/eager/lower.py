@@ -1,0 +1,203 @@
+"""Spec -> View: the update of one tensor in torch's in-place calls."""
+
+from __future__ import annotations
+
+from optdsl import passes
+from optdsl.ir import Apply, Const, Expr, Ref, Spec, is_scalar, kind_of, type_of
+from optdsl.ops import OPS, Call, Infix, Kind, Method, Prefix, Type
+from optdsl.targets.eager.view import View
+from optdsl.targets.layout import WIDTH, bracketed, broken_call, indented
+from optdsl.targets.torch_code import (
+    Lines,
+    Writer,
+    is_tensor,
+    mentions,
+    unpack,
+    unsupported,
+)
+
+
+def lower(spec: Spec) -> View | None:
+    """None for a derived optimizer: its class inherits the base's update."""
+    if spec.base is not None:
+        return None
+    spec = passes.optimise(spec)
+    writer = Eager(spec)
+    advances = writer.advances()
+    return View(
+        unpack=indented(unpack(spec), 2),
+        advances=indented(advances, 2),
+        loop=indented(writer.loop(), 2),
+        body=indented(writer.body(), 3),
+    )
+
+
+# How torch spells the scale of its three-operand calls.
+KEYWORDS = {"add_scaled": ("add", "alpha"), "addcmul": ("addcmul", "value"), "addcdiv": ("addcdiv", "value")}  # fmt: skip
+# operand op scalar or operand op operand, as a method with an in-place form.
+METHODS = {"add": "add", "mul": "mul", "div": "div", "pow": "pow", "sub": "sub"}
+INFIX = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
+
+
+class Eager(Writer):
+    indent = 12
+
+    def loop(self) -> Lines:
+        """The header of the loop over the rows."""
+        numbers, tensors = self.scalar_slots(), self.tensor_slots()
+        names = ", ".join(("param", "grad", *numbers, *tensors))
+        sources = ["rows.params", "rows.grads"]
+        sources += [f'rows.vectors["{n}"].tolist()' for n in numbers]
+        sources += [f'rows.slots["{n}"]' for n in tensors]
+        return bracketed(f"for {names} in zip(", [*sources, "strict=True"], "):", 8)
+
+    def real_views(self) -> Lines:
+        names = ["param", "grad", *self.tensor_slots()]
+        lines = tuple(f"{name} = as_real({name})" for name in names)
+        # The gradient's view is nobody else's business, but its storage is.
+        self.owned.discard("grad")
+        return ("if rows.is_complex:", *indented(lines))
+
+    def scalar_assignment(self, name: str, value: Expr, indent: int) -> Lines:
+        return (f"{name} = {self.scalar(value)}",)
+
+    def store(self, name: str, value: Expr, indent: int) -> Lines:
+        match value:
+            case Apply(op="max" | "min" as op, args=(Ref(name=first), other)) if (
+                first == name and is_tensor(other)
+            ):
+                operands = [name, self.value(other), f"out={name}"]
+                return bracketed(f"torch.{op}imum(", operands, ")", indent)
+        steps = self.in_place(name, value)
+        if steps is None:
+            return bracketed(f"{name}.copy_(", [self.value(value)], ")", indent)
+        return self.chain(name, name, steps, indent)
+
+    def bind(self, name: str, value: Expr, copy: bool, indent: int) -> tuple[Lines, bool]:
+        if isinstance(value, Ref):
+            return (f"{name} = {value.name}{'.clone()' if copy else ''}",), copy
+        if name in self.owned:
+            steps = self.in_place(name, value)
+            if steps is not None:
+                return self.chain(name, name, steps, indent), True
+        receiver, steps = self.parts(value)
+        return self.chain(name, receiver, steps, indent, bind=True), True
+
+    def chain(
+        self, name: str, receiver: str, steps: list[str], indent: int, bind: bool = False
+    ) -> Lines:
+        """`name = receiver.a().b_()` on one line where it fits, else a line per call."""
+        head = f"{name} = " if bind else ""
+        line = head + receiver + "".join(f".{s}" for s in steps)
+        if len(steps) <= 1 or indent + len(line) <= WIDTH:
+            return broken_call(line, indent)
+        lines = [f"{head}{receiver}.{steps[0]}", *(f"{name}.{step}" for step in steps[1:])]
+        return tuple(part for line in lines for part in broken_call(line, indent))
+
+    def in_place(self, name: str, value: Expr) -> list[str] | None:
+        """The calls that turn `name` into the value without a second tensor; None if there are none.
+
+        Only the first call may read `name` in its other operands: later ones would see it changed.
+        """
+        match value:
+            case Ref(name=other):
+                return [] if other == name else None
+            case Apply(args=(receiver, *others)) if self.has_in_place(value):
+                before = self.in_place(name, receiver)
+                if before is None:
+                    return None
+                if before and any(mentions(o, name) for o in others):
+                    return None
+                return [*before, self.method(value, in_place=True)]
+            case _:
+                return None
+
+    def has_in_place(self, value: Apply) -> bool:
+        receiver = value.args[0]
+        if not is_tensor(receiver) or type_of(receiver) is Type.BOOL:
+            return False
+        if value.op in KEYWORDS or value.op in METHODS or value.op == "lerp":
+            return kind_of(receiver) >= Kind.ELEMENTWISE
+        return value.op in ("neg", "sqrt", "exp", "log", "sin", "cos", "abs", "sign")
+
+    def method(self, value: Apply, in_place: bool) -> str:
+        """The call on the first operand: `lerp_(grad, 1 - beta1)`."""
+        suffix = "_" if in_place else ""
+        others = value.args[1:]
+        match value.op:
+            case "add_scaled" | "addcmul" | "addcdiv" as op:
+                name, keyword = KEYWORDS[op]
+                *tensors, scale = others
+                arguments = [self.value(t) for t in tensors]
+                if scale != Const(1) or op == "add_scaled":
+                    arguments.append(f"{keyword}={self.scalar(scale)}")
+            case "neg" | "sqrt" | "exp" | "log" | "sin" | "cos" | "abs" | "sign" as name:
+                arguments = []
+            case op if op in METHODS or op == "lerp":
+                name = op
+                arguments = [self.operand(o) for o in others]
+            case op:
+                raise unsupported(f"'{op}' is not supported on tensors.", value.span)
+        return f"{name}{suffix}({', '.join(arguments)})"
+
+    def operand(self, expr: Expr) -> str:
+        if is_scalar(expr):
+            return self.scalar(expr)
+        return self.value(expr)
+
+    def value(self, expr: Expr) -> str:
+        receiver, steps = self.parts(expr)
+        return receiver + "".join(f".{s}" for s in steps)
+
+    def parts(self, expr: Expr) -> tuple[str, list[str]]:
+        """Receiver and calls. Calls on a fresh tensor work in place."""
+        match expr:
+            case Ref(name=name):
+                return name, []
+            case Const():
+                return self.scalar(expr), []
+            case Apply(op="rdiv", args=(scale, divisor)):
+                receiver, steps = self.parts(divisor)
+                return receiver, [
+                    *steps, f"reciprocal{'_' if steps else ''}()", f"mul_({self.scalar(scale)})",
+                ]  # fmt: skip
+            case Apply(op="sub", args=(scale, tensor)) if is_scalar(scale):
+                return f"torch.rsub({self.value(tensor)}, {self.scalar(scale)})", []
+            case Apply(op="max" | "min" as op, args=(left, right)):
+                return self.extremum(op, left, right)
+            case Apply(op="where", args=(mask, then, orelse)):
+                items = ", ".join((self.value(mask), self.operand(then), self.operand(orelse)))
+                return f"torch.where({items})", []
+            case Apply(op=op, args=(left, right)) if op in INFIX:
+                symbol = OPS[op].host
+                assert isinstance(symbol, Infix)
+                return f"({self.operand(left)} {symbol.symbol} {self.operand(right)})", []
+            case Apply(args=(receiver, *_)) if self.has_in_place(expr):
+                text, steps = self.parts(receiver)
+                fresh = bool(steps) or not isinstance(receiver, Ref)
+                return text, [*steps, self.method(expr, in_place=fresh)]
+            case Apply(op=op, args=args):
+                return self.generic(op, args, expr), []
+
+    def extremum(self, op: str, left: Expr, right: Expr) -> tuple[str, list[str]]:
+        """torch has a call for two tensors and one for a tensor and a bound."""
+        if is_tensor(left) and is_tensor(right):
+            return f"torch.{op}imum({self.value(left)}, {self.value(right)})", []
+        tensor, bound = (left, right) if is_tensor(left) else (right, left)
+        receiver, steps = self.parts(tensor)
+        suffix = "_" if steps else ""
+        return receiver, [*steps, f"clamp_{op}{suffix}({self.scalar(bound)})"]
+
+    def generic(self, op: str, args: tuple[Expr, ...], expr: Apply) -> str:
+        """Reductions and logic: no in-place form."""
+        spelling = OPS[op].torch
+        first, *rest = (self.operand(a) for a in args)
+        match spelling:
+            case Method(name=name):
+                return f"{first}.{name}({', '.join(rest)})"
+            case Call(name=name):
+                return f"{name}({', '.join((first, *rest))})"
+            case Prefix(symbol=symbol):
+                return f"({symbol}{first})"
+            case _:
+                raise unsupported(f"'{op}' is not supported on tensors.", expr.span)

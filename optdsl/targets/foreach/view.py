@@ -1,0 +1,13 @@
+"""The fields of `templates/foreach.py.jinja`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    unpack: tuple[str, ...]
+    lists: tuple[str, ...]
+    advances: tuple[str, ...]
+    body: tuple[str, ...]

@@ -1,0 +1,50 @@
+"""Pieces of Python text, broken over lines as `ruff format` would break them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+WIDTH = 100
+INDENT = "    "
+
+
+def indented(lines: Iterable[str], levels: int = 1) -> tuple[str, ...]:
+    return tuple(INDENT * levels + line if line else line for line in lines)
+
+
+def bracketed(head: str, items: Sequence[str], tail: str, indent: int) -> tuple[str, ...]:
+    """`head` + items + `tail` on one line where it fits, else an item per line, each with a comma:
+    the last comma keeps a formatter from joining them. `indent` is that of the first line."""
+    line = f"{head}{', '.join(items)}{tail}"
+    if indent + len(line) <= WIDTH:
+        return (line,)
+    return (head, *(f"{INDENT}{item}," for item in items), tail)
+
+
+def comment(text: str) -> str:
+    """A comment of one line: the words of the spec, its spaces folded."""
+    return f"# {' '.join(text.split())}"
+
+
+def broken_call(line: str, indent: int) -> tuple[str, ...]:
+    """A line that ends in a call, with that call's arguments a line each if it is too long."""
+    if indent + len(line) <= WIDTH or not line.endswith(")"):
+        return (line,)
+    depth, start = 0, len(line)
+    while start > 0:
+        start -= 1
+        depth += {")": 1, "(": -1}.get(line[start], 0)
+        if depth == 0:
+            break
+    return bracketed(line[: start + 1], arguments(line[start + 1 : -1]), ")", indent)
+
+
+def arguments(text: str) -> list[str]:
+    """The arguments of a call's text, at their commas."""
+    depth, last, items = 0, 0, []
+    for index, character in enumerate(text):
+        depth += {"(": 1, "[": 1, ")": -1, "]": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            items.append(text[last:index].strip())
+            last = index + 1
+    return [*items, text[last:].strip()]

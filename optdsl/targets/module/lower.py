@@ -1,0 +1,316 @@
+"""Spec -> View: the class that users construct, without its update."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from optdsl import passes, printing
+from optdsl.ir import (
+    FLAGS,
+    Apply,
+    Base,
+    Const,
+    Expr,
+    Hyper,
+    Ref,
+    Require,
+    Role,
+    Spec,
+    State,
+    apply,
+    expressions,
+    refs,
+    statements,
+)
+from optdsl.ops import Kind
+from optdsl.targets import latex
+from optdsl.targets.layout import WIDTH, bracketed, indented
+from optdsl.targets.module.view import View
+from optdsl.targets.torch_code import Lines, unsupported
+
+FLAG_TYPES = {
+    "foreach": ("bool | None", "None"),
+    "maximize": ("bool", "False"),
+    "capturable": ("bool", "False"),
+    "differentiable": ("bool", "False"),
+    "fused": ("bool | None", "None"),
+}
+FLAG_DOCS = {
+    "foreach": "update lists of tensors at once; by default where torch does",
+    "maximize": "ascend instead of descend",
+    "capturable": "keep every number on the device, so that a CUDA graph can hold the step",
+    "differentiable": "not supported: True raises RuntimeError",
+    "fused": "update all tensors in one kernel",
+}
+TYPES = {Base.REAL: "float", Base.INT: "int", Base.BOOL: "bool", Base.TEXT: "str"}
+
+
+def lower(spec: Spec) -> View:
+    derived = spec.base is not None
+    headline, *documentation = _documentation(spec)
+    return View(
+        summary=spec.doc or f"{spec.name}.",
+        imports=_imports(spec),
+        name=spec.name,
+        base=spec.base or "Optimizer",
+        headline=headline,
+        documentation=tuple(documentation),
+        attributes=indented(_attributes(spec)),
+        parameters=tuple(_parameter(spec, name) for name in spec.signature),
+        construction=indented(_forward(spec) if derived else _defaults(spec), 2),
+        checks=() if derived else indented(_checks(spec), 2),
+    )
+
+
+def _imports(spec: Spec) -> Lines:
+    """What this module and its update sections use, as isort orders it."""
+    if spec.base is not None:
+        return (
+            *(("from typing import ClassVar", "") if spec.fixed else ()),
+            "from torch import Tensor",
+            "from torch.optim.optimizer import ParamsT",
+            "",
+            f"from .{spec.base.lower()} import {spec.base}",
+        )
+    body = passes.optimise(spec).body
+    names = ["Group", "Optimizer", "Rows", "Slot"]
+    text = "".join(_slot_text(spec))
+    used = {r.name for s in statements(body) for e in expressions(s) for r in refs(e)}
+    numbers = {n for h in spec.hypers if h.kind is Kind.HYPER for n in (h.name, *h.components)}
+    names += ["as_real"] if _takes_views(spec) else []
+    names += ["as_real_list"] if _takes_views(spec) else []
+    names += ["full_like"] if "full_like(" in text else []
+    names += ["number"] if used & numbers or "number(" in text else []
+    ordered = sorted(names, key=lambda n: (n[0].islower(), n))
+    package = bracketed("from ._optimizer import (", ordered, ")", 0)
+    if len(package) == 1:
+        package = (f"from ._optimizer import {', '.join(ordered)}",)
+    scales = ("from ._foreach import scale_",) if _scales_in_place(spec) else ()
+    return (
+        "import torch",
+        "from torch import Tensor",
+        "from torch.optim.optimizer import ParamsT",
+        "",
+        *scales,
+        *package,
+    )
+
+
+def _takes_views(spec: Spec) -> bool:
+    return passes.first_real_statement(passes.optimise(spec).body) is not None
+
+
+def _scales_in_place(spec: Spec) -> bool:
+    from optdsl.targets import foreach
+
+    view = foreach.lower(spec)
+    return view is not None and any("scale_(" in line for line in view.body)
+
+
+# The constructor
+
+
+def _parameter(spec: Spec, name: str) -> str:
+    if name == "*":
+        return "*"
+    if name in FLAGS:
+        annotation, default = FLAG_TYPES[name]
+        return f"{name}: {annotation} = {default}"
+    hyper = _hyper(spec, name)
+    default = _default(hyper)
+    return f"{name}: {_annotation(hyper)}" + (f" = {default}" if default is not None else "")
+
+
+def _hyper(spec: Spec, name: str) -> Hyper:
+    return next(h for h in spec.hypers if h.name == name)
+
+
+def _annotation(hyper: Hyper) -> str:
+    if hyper.components:
+        return f"tuple[{', '.join('float | Tensor' for _ in hyper.components)}]"
+    base = TYPES[hyper.type.base]
+    base = "float | Tensor" if base == "float" else base
+    return f"{base} | None" if hyper.type.optional else base
+
+
+def _default(hyper: Hyper) -> str | None:
+    """The literal as typed, so that signatures read like the spec."""
+    if hyper.literal is None:
+        return None
+    if hyper.components:
+        return f"({', '.join(_literal(p) for p in hyper.parts)})"
+    assert hyper.default is not None
+    if not isinstance(hyper.default, Const):
+        raise unsupported(
+            f"The default of '{hyper.name}' is not a literal.", hyper.default.span,
+            "Defaults of optimizers are numbers, texts, true and false.",
+        )  # fmt: skip
+    return _literal(hyper.default)
+
+
+def _literal(value: Expr) -> str:
+    match value:
+        case Const(symbol="", span=span) if span.text and not isinstance(value.value, bool):
+            return span.text
+        case _:
+            return printing.show(value, printing.host)
+
+
+def _defaults(spec: Spec) -> Lines:
+    names = [n for n in spec.signature if n != "*"]
+    entries = [f'"{n}": {n}' for n in names]
+    return (
+        *bracketed("defaults = {", entries, "}", 8),
+        "super().__init__(params, defaults)",
+    )
+
+
+def _forward(spec: Spec) -> Lines:
+    given = [f"{n}={n}" for n in spec.signature if n != "*"]
+    given += [f"{n}={v}" for n, v in spec.fixed]
+    return bracketed("super().__init__(", ["params", *given], ")", 8)
+
+
+# Checks
+
+
+def _checks(spec: Spec) -> Iterator[str]:
+    used = {r.name for require in spec.requires for r in refs(require.condition)}
+    used |= {n for r in spec.requires for n in _placeholders(spec, r.message)}
+    for hyper in spec.hypers:
+        if used & set(hyper.components):
+            names = ", ".join(c if c in used else "_" for c in hyper.components)
+            yield f'{names} = group["{hyper.name}"]'
+        elif hyper.name in used:
+            yield f'{hyper.name} = group["{hyper.name}"]'
+    for require in spec.requires:
+        yield from _check(spec, require)
+
+
+def _check(spec: Spec, require: Require) -> Lines:
+    if any(r.role is Role.PROPERTY for r in refs(require.condition)):
+        raise unsupported("Conditions on the parameter are not supported yet.", require.span)
+    failed = printing.show(apply("not", require.condition), printing.host)
+    text = require.message.replace("\\", "\\\\").replace('"', '\\"')
+    prefix = "f" if _placeholders(spec, require.message) else ""
+    error = f'raise ValueError({prefix}"{text}")'
+    if 12 + len(error) > WIDTH:
+        return (f"if {failed}:", *indented(("raise ValueError(", f'    {prefix}"{text}"', ")")))
+    return (f"if {failed}:", *indented((error,)))
+
+
+def _placeholders(spec: Spec, message: str) -> list[str]:
+    names = {n for h in spec.hypers for n in (h.name, *h.components)}
+    return [n for n in names if f"{{{n}}}" in message]
+
+
+# Slots
+
+
+def _attributes(spec: Spec) -> Lines:
+    if spec.base is not None:
+        fixed = ", ".join(f'"{n}": {v}' for n, v in spec.fixed)
+        return (f"fixed: ClassVar[dict[str, bool]] = {{{fixed}}}",) if spec.fixed else ()
+    lines = [f'kernels = "{spec.name.lower()}"']
+    slots = _slot_text(spec)
+    one_line = f"slots = ({slots[0]})" if len(slots) == 1 else ""
+    if not slots:
+        return (*lines, "slots = ()")
+    if one_line and len(one_line) + 4 <= WIDTH:
+        return (*lines, one_line)
+    return (*lines, "slots = (", *indented(slots), ")")
+
+
+def _slot_text(spec: Spec) -> Lines:
+    return tuple(line for state in spec.states for line in _slot(state))
+
+
+def _slot(state: State) -> Lines:
+    if state.initial is None:
+        initial = "None"
+    else:
+        initial = f"lambda group, param: {_in_group(state.initial, wrap=True)}"
+    items = [f'"{state.name}"', initial]
+    items += ["scalar=True"] if state.kind is Kind.SCALAR else []
+    if state.when is not None:
+        items.append(f"when=lambda group, param: {_in_group(state.when, wrap=False)}")
+    items += ["eager=True"] if state.eager else []
+    lines = bracketed("Slot(", items, ")", 8)
+    return (*lines[:-1], lines[-1] + ",")
+
+
+def _in_group(expr: Expr, wrap: bool) -> str:
+    """An expression over the group and the parameter; `wrap` reads tensors as numbers."""
+
+    def leaf(node: Const | Ref) -> str:
+        match node:
+            case Ref(role=Role.HYPER, name=name):
+                text = f'group["{name}"]'
+                return f"number({text})" if wrap else text
+            case Ref(role=Role.OPTION, name=name):
+                return f'group["{name}"]'
+            case Ref(role=Role.PROPERTY, name="param.numel"):
+                return "param.numel()"
+            case _:
+                return printing.python_leaf(node)
+
+    match expr:
+        case Apply(op="zeros_like", args=(like,)):
+            return f"torch.zeros_like({printing.show(like, printing.torch, leaf)})"
+        case Apply(op="full_like", args=(like, value)):
+            inside = printing.show(value, printing.host, leaf)
+            return f"full_like({printing.show(like, printing.torch, leaf)}, {inside})"
+        case _:
+            return printing.show(expr, printing.host, leaf)
+
+
+# Documentation
+
+
+def _documentation(spec: Spec) -> Lines:
+    """A docstring's lines: the first one stands behind the quotes."""
+    first, *rest = textwrap.wrap(spec.doc or f"{spec.name}.", WIDTH - 8)
+    lines = [*rest, "", "Args:"]
+    lines += indented(_argument("params", "iterable", "parameters, or groups of them"))
+    for name in spec.signature:
+        if name != "*":
+            lines += indented(_describe(spec, name))
+    errors = [r.message for r in spec.requires if _subject(spec, r) is None]
+    if errors:
+        lines += ["", "Raises:"]
+        lines += indented(textwrap.wrap(f"ValueError: {'; '.join(errors)}.", WIDTH - 12))
+    lines += ["", ".. math::", "", *indented(latex.equations(spec))]
+    if spec.cites:
+        lines += ["", "References:"]
+        lines += (line for c in spec.cites for line in indented(textwrap.wrap(c, WIDTH - 12)))
+    return (first, *indented(lines))
+
+
+def _describe(spec: Spec, name: str) -> Lines:
+    if name in FLAGS:
+        annotation, default = FLAG_TYPES[name]
+        return _argument(name, annotation, f"{FLAG_DOCS[name]}. Default: {default}")
+    hyper = _hyper(spec, name)
+    conditions = [
+        printing.show(r.condition, printing.source)
+        for r in spec.requires
+        if _subject(spec, r) == name
+    ]
+    default = _default(hyper)
+    words = [", ".join(hyper.components)] if hyper.components else []
+    words += [", ".join(conditions)] if conditions else []
+    words += [f"Default: {default}"] if default is not None else ["Required"]
+    return _argument(name, _annotation(hyper), ". ".join(words))
+
+
+def _subject(spec: Spec, require: Require) -> str | None:
+    """The one argument that a condition is about; None if it is about several."""
+    names = set(require.hypers)
+    about = [h.name for h in spec.hypers if names & {h.name, *h.components}]
+    return about[0] if len(about) == 1 else None
+
+
+def _argument(name: str, annotation: str, text: str) -> Lines:
+    words = f"{name} ({annotation}): {text}."
+    return tuple(textwrap.wrap(words, WIDTH - 12, subsequent_indent="    "))

@@ -1,0 +1,5 @@
+"""One class of the emitted `lr_scheduler` module for each schedule."""
+
+from optdsl.targets.schedule.lower import lower
+
+__all__ = ["lower"]

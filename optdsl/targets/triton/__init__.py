@@ -1,0 +1,5 @@
+"""One kernel launch for all tensors, and the scalar program on the host and on the device."""
+
+from optdsl.targets.triton.lower import lower
+
+__all__ = ["lower"]

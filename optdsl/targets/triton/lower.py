@@ -1,0 +1,440 @@
+"""Spec -> View: a kernel without scalar work, and the scalar work as a program of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from ctypes import c_float
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import assert_never
+
+from optdsl import passes, printing
+from optdsl.ir import (
+    Apply,
+    Assign,
+    Base,
+    Const,
+    Descend,
+    Expr,
+    Hyper,
+    If,
+    Let,
+    Ref,
+    Role,
+    Spec,
+    State,
+    Stmt,
+    expressions,
+    kind_of,
+    map_expr,
+    map_stmt,
+    refs,
+    statements,
+    type_of,
+    walk,
+)
+from optdsl.ops import Kind, Type
+from optdsl.printing import Unspellable
+from optdsl.targets.layout import bracketed, broken_call, comment, indented
+from optdsl.targets.triton.view import Entry, Lines, Tensor, View
+
+# What a kernel of one pass over the elements can compute.
+KINDS = frozenset({Kind.OPTION, Kind.HYPER, Kind.SCALAR, Kind.ELEMENTWISE})
+# Names that the template uses itself, where an author's names stand too.
+TAKEN = frozenset(
+    {"tl", "triton", "group", "param", "grad", "unset", "tensor", "chunk", "inputs", "row", "numel"}
+    | {"offset", "remaining", "lanes", "mask", "addresses", "float", "first_chunk"}
+)
+# The rows of the table of tensors before the first address: size, first chunk, row of the table of
+# numbers, row of inputs.
+FIRST_ADDRESS = 4
+
+
+def lower(spec: Spec) -> View | None:
+    """None for a derived optimizer, whose class inherits the base's kernel, and for one that a single
+    pass over the elements cannot compute."""
+    if spec.base is not None or not all(e.kind in KINDS for e in _nodes(spec.body)):
+        return None
+    try:
+        return _Lowering(spec).view()
+    except Unspellable:
+        return None
+
+
+def _nodes(body: tuple[Stmt, ...]) -> Iterator[Ref | Apply]:
+    for stmt in statements(body):
+        for expr in expressions(stmt):
+            yield from (e for e in walk(expr) if not isinstance(e, Const))
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What the scalar program is given: a name, where the host finds it, whether it is a condition."""
+
+    name: str
+    source: str
+    flag: bool
+
+
+class _Lowering:
+    def __init__(self, spec: Spec) -> None:
+        optimised = passes.optimise(spec)
+        hoisted = passes.for_kernels(optimised)
+        self.spec = hoisted
+        # Statements of the author, to tell them from names that hoisting made.
+        self.own = {s.name for s in statements(optimised.body) if isinstance(s, Let)}
+        self.tensor_slots = tuple(s for s in spec.states if s.kind is not Kind.SCALAR)
+        self.scalar_slots = tuple(s.name for s in spec.states if s.kind is Kind.SCALAR)
+        self.scalars = tuple(map_stmt(s, _name_unset) for s in hoisted.scalars)
+
+    def view(self) -> View:
+        inputs = self.inputs
+        results = (*self.columns, *self.scalar_slots)
+        arguments = [f"{_safe(i.name)}: float" for i in inputs]
+        arguments += [f"{_safe(name)}: float" for name in self.scalar_slots]
+        slots_end = FIRST_ADDRESS + 2 + len(self.tensor_slots)
+        program = self.program
+        text = "\n".join(self.host(program))
+        return View(
+            name=self.spec.name,
+            options=_names(self.options),
+            optional_slots=_names(s.name for s in self.tensor_slots if self.is_optional(s)),
+            deciding=_names(self.deciding()),
+            column_count=len(results),
+            input_count=len(inputs),
+            uses_python_math="math." in text.replace("_math.", ""),
+            input_sources=tuple(dict.fromkeys(i.source for i in inputs)),
+            scalars_head=bracketed("def scalars(", arguments, ") -> tuple[float, ...]:", 0),
+            host_scalars=indented(self.host(program)),
+            host_results=indented(
+                bracketed("return (", [_safe(n) for n in results], _tuple_end(results), 4)
+            ),
+            inputs=tuple(Entry(_safe(i.name), _offset(n), i.flag) for n, i in enumerate(inputs)),
+            scalar_slots=tuple(
+                Entry(_safe(name), _row_of(slots_end + n), False)
+                for n, name in enumerate(self.scalar_slots)
+            ),
+            device_scalars=indented(self.device(program)),
+            device_results=tuple(self.entry(n, name) for n, name in enumerate(results)),
+            tensors=self.tensors(),
+            columns=tuple(self.entry(n, name) for n, name in enumerate(self.columns)),
+            new_scalar_slots=tuple(
+                Entry(_safe(name), _offset(len(self.columns) + n), False)
+                for n, name in enumerate(self.scalar_slots)
+            ),
+            constants=self.constants(),
+            body=indented(self.block(self.spec.body, 4)),
+        )
+
+    # What specialises the kernel
+
+    @cached_property
+    def options(self) -> tuple[str, ...]:
+        """The options that the kernel's body branches on, in the order of declaration."""
+        used = {r.name for r in self.body_refs() if r.role is Role.OPTION}
+        used |= {
+            r.name
+            for s in self.tensor_slots
+            if s.when is not None and not self.is_optional(s)
+            for r in refs(s.when)
+        }
+        return tuple(h.name for h in self.spec.hypers if h.name in used)
+
+    def is_optional(self, slot: State) -> bool:
+        """Whether a slot exists by more than options: its presence is then a constant of its own."""
+        return slot.when is not None and kind_of(slot.when) is not Kind.OPTION
+
+    def deciding(self) -> tuple[str, ...]:
+        """The hyperparameters that decide which kernel a parameter needs."""
+        names = {r.name for s in self.tensor_slots if s.when is not None for r in refs(s.when)}
+        names |= set(self.options)
+        return tuple(h.name for h in self.spec.hypers if names & {h.name, *h.components})
+
+    def constants(self) -> Lines:
+        """The specialisation, in the order of the kernel's arguments."""
+        types = [t.type for t in self.tensors()]
+        present = [_has(s) for s in self.tensor_slots if self.is_optional(s)]
+        return (*types, *present, *(name.upper() for name in self.options), "MAXIMIZE")
+
+    @cached_property
+    def presence(self) -> dict[str, str]:
+        """Columns that repeat the condition of a slot, with the constant that says the same."""
+        conditions = {s.when: _has(s) for s in self.tensor_slots if self.is_optional(s)}
+        return {
+            stmt.name: conditions[stmt.value]
+            for stmt in self.spec.scalars
+            if isinstance(stmt, Let) and stmt.value in conditions
+        }
+
+    # The scalar program
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """What the kernel reads from the table: each name that its body mentions."""
+        used = {r.name for r in self.body_refs() if r.role is Role.COLUMN}
+        return tuple(n for n in self.spec.columns if n in used and n not in self.presence)
+
+    @cached_property
+    def program(self) -> tuple[Stmt, ...]:
+        """The statements that a column or a slot needs. A slot under its own name is no statement."""
+        kept: list[Stmt] = []
+        needed = {*self.columns, *self.scalar_slots}
+        for stmt in reversed(self.scalars):
+            match stmt:
+                case Let(name=name, value=Ref(name=same)) if name == same:
+                    needed.add(name)
+                    continue
+                case Let(name=name) if name not in needed:
+                    continue
+                case _:
+                    kept.append(stmt)
+            inside = (stmt, *statements((stmt,)))
+            needed |= {r.name for s in inside for e in expressions(s) for r in refs(e)}
+        return tuple(reversed(kept))
+
+    @cached_property
+    def inputs(self) -> tuple[_Input, ...]:
+        used = {r.name for s in statements(self.program) for e in expressions(s) for r in refs(e)}
+        used |= set(self.columns)
+        found = [i for h in self.spec.hypers for i in _hyper_inputs(h, used)]
+        if "param.ndim" in used:
+            found.append(_Input("param.ndim", "param.ndim", False))
+        if "param.numel" in used:
+            found.append(_Input("param.numel", "param.numel()", False))
+        for slot in self.tensor_slots:
+            if _unset_name(slot.name) in used:
+                source = f'"{slot.name}" in unset'
+                found.append(_Input(_unset_name(slot.name), source, True))
+        return tuple(found)
+
+    def host(self, program: tuple[Stmt, ...]) -> Lines:
+        return _scalar_lines(program, self.own, _Host())
+
+    def device(self, program: tuple[Stmt, ...]) -> Lines:
+        return _scalar_lines(program, self.own, _Device())
+
+    def entry(self, index: int, name: str) -> Entry:
+        flags = {i.name for i in self.inputs if i.flag}
+        flags |= {
+            s.name for s in self.program if isinstance(s, Let) and type_of(s.value) is Type.BOOL
+        }
+        return Entry(_safe(name), _offset(index), name in flags)
+
+    # The kernel
+
+    def body_refs(self) -> Iterator[Ref]:
+        return (e for e in _nodes(self.spec.body) if isinstance(e, Ref))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        written = {
+            s.target.name
+            for s in statements(self.spec.body)
+            if isinstance(s, Assign) and s.target.role in (Role.PARAM, Role.STATE)
+        }
+        found = [("param", ""), ("grad", "")]
+        found += [(s.name, self.exists(s)) for s in self.tensor_slots]
+        return tuple(
+            Tensor(
+                _safe_slot(name), _type(name), _row_of(FIRST_ADDRESS + n), condition, name in written
+            )
+            for n, (name, condition) in enumerate(found)
+        )
+
+    def exists(self, slot: State) -> str:
+        if slot.when is None:
+            return ""
+        return _has(slot) if self.is_optional(slot) else self.condition(slot.when)
+
+    def block(self, body: tuple[Stmt, ...], indent: int) -> Lines:
+        return tuple(line for stmt in body for line in self.statement(stmt, indent))
+
+    def statement(self, stmt: Stmt, indent: int) -> Lines:
+        match stmt:
+            case Let(name=name, value=value):
+                return self.assignment(stmt, name, value, indent)
+            case Assign(target=target, value=value):
+                return self.assignment(stmt, target.name, value, indent)
+            case If(condition=condition):
+                return self.branch(stmt, self.condition(condition), indent)
+            case Descend():
+                raise AssertionError("lower_descend runs before every target")
+            case _:
+                assert_never(stmt)
+
+    def assignment(self, stmt: Let | Assign, name: str, value: Expr, indent: int) -> Lines:
+        line = f"{_safe_slot(name)} = {printing.show(value, printing.triton, self.leaf)}"
+        return (comment(stmt.span.text), *broken_call(line, indent))
+
+    def branch(self, stmt: If, condition: str, indent: int) -> Lines:
+        then, orelse = (self.block(b, indent + 4) for b in (stmt.then, stmt.orelse))
+        if not then:
+            return (f"if not {condition}:", *indented(orelse))
+        lines = (f"if {condition}:", *indented(then))
+        return (*lines, "else:", *indented(orelse)) if orelse else lines
+
+    def condition(self, condition: Expr) -> str:
+        """Options are constants, where `and` and `not` are Python's; all else is one number."""
+        column = printing.host if kind_of(condition) is Kind.OPTION else printing.triton
+        return printing.show(condition, column, self.leaf)
+
+    def leaf(self, leaf: Const | Ref) -> str:
+        match leaf:
+            case Ref(role=Role.OPTION, name=name):
+                return name.upper()
+            case Ref(role=Role.COLUMN, name=name):
+                return self.presence.get(name, _safe(name))
+            case _:
+                return _device_leaf(leaf)
+
+
+# Names
+
+
+def _safe(name: str) -> str:
+    """An author's name beside the template's own: `offset` -> `offset_`, `param.ndim` ->
+    `param_ndim`."""
+    name = name.replace(".", "_")
+    return f"{name}_" if name in TAKEN else name
+
+
+def _safe_slot(name: str) -> str:
+    return name if name in ("param", "grad") else _safe(name)
+
+
+def _type(name: str) -> str:
+    return f"{name.upper()}_TYPE"
+
+
+def _has(slot: State) -> str:
+    return f"HAS_{slot.name.upper()}"
+
+
+def _unset_name(slot: str) -> str:
+    return f"unset_{slot}"
+
+
+def _name_unset(expr: Expr) -> Expr:
+    """unset(slot) -> a flag that the host gives."""
+
+    def name(node: Expr) -> Expr:
+        match node:
+            case Apply(op="unset", args=(Ref(name=slot),)):
+                return Ref(_unset_name(slot), Role.LOCAL, Kind.SCALAR, Type.BOOL, node.span)
+            case _:
+                return node
+
+    return map_expr(expr, name)
+
+
+def _names(names: Iterable[str]) -> str:
+    """A tuple of names as Python text."""
+    quoted = [f'"{name}"' for name in names]
+    return f"({', '.join(quoted)}{_tuple_end(quoted)}"
+
+
+def _tuple_end(items: Iterable[str]) -> str:
+    return ",)" if len(tuple(items)) == 1 else ")"
+
+
+def _offset(index: int) -> str:
+    return f" + {index}" if index else ""
+
+
+def _row_of(index: int) -> str:
+    """A tensor's entry in a row of the table of tensors."""
+    return f" + {index} * COUNT"
+
+
+def _hyper_inputs(hyper: Hyper, used: set[str]) -> tuple[_Input, ...]:
+    flag = hyper.kind is Kind.OPTION or hyper.type.base is Base.BOOL
+    if used & set(hyper.components):
+        return tuple(_Input(c, f'*group["{hyper.name}"]', False) for c in hyper.components)
+    if hyper.name in used:
+        return (_Input(hyper.name, f'group["{hyper.name}"]', flag),)
+    return ()
+
+
+# The scalar program, twice
+
+SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
+
+
+class _Host:
+    """Python floats. A slot is a float32 on the device, so each of its values is rounded to one."""
+
+    column = staticmethod(printing.host)
+
+    def leaf(self, leaf: Const | Ref) -> str:
+        if isinstance(leaf, Ref):
+            return _safe(leaf.name)
+        return printing.python_leaf(leaf)
+
+    def rounded(self, text: str) -> str:
+        return f"_math.single({text})"
+
+
+class _Device:
+    """Numbers of one program, float64."""
+
+    column = staticmethod(printing.triton)
+
+    def leaf(self, leaf: Const | Ref) -> str:
+        return _device_leaf(leaf)
+
+    def rounded(self, text: str) -> str:
+        return f"_math.to_single({text})"
+
+
+def _device_leaf(leaf: Const | Ref) -> str:
+    match leaf:
+        case Ref(name=name, role=Role.PARAM | Role.GRAD):
+            return name
+        case Ref(name=name):
+            return _safe(name)
+        case Const(value=float() as value) if value in (float("inf"), float("-inf")):
+            return f'float("{value}")'
+        case Const():
+            return printing.python_leaf(replace(leaf, symbol=""))
+        case _:
+            assert_never(leaf)
+
+
+def _scalar_lines(body: tuple[Stmt, ...], own: set[str], target: _Host | _Device) -> Lines:
+    return tuple(line for stmt in body for line in _scalar_line(stmt, own, target))
+
+
+def _scalar_line(stmt: Stmt, own: set[str], target: _Host | _Device) -> Lines:
+    def show(expr: Expr) -> str:
+        return printing.show(expr, target.column, target.leaf)
+
+    match stmt:
+        case Let(name=name, value=value):
+            line = f"{_safe(name)} = {show(value)}"
+            said = "".join(stmt.span.text.removeprefix("let ").split())
+            spoken = name not in own or said == "".join(line.split())
+            return ((line,) if spoken else (comment(stmt.span.text), line))
+        case Assign(target=slot, value=value, operator=operator):
+            line = show(value)
+            if operator:
+                # The operation is the slot's: its operand is rounded to the slot's type first.
+                operand = line if _is_single(value) else target.rounded(line)
+                line = f"{_safe(slot.name)} {SYMBOLS[operator]} {operand}"
+            if slot.role is Role.STATE:
+                line = target.rounded(line)
+            return (comment(stmt.span.text), f"{_safe(slot.name)} = {line}")
+        case If(condition=condition):
+            then, orelse = (indented(_scalar_lines(b, own, target)) for b in (stmt.then, stmt.orelse))
+            lines = (f"if {show(condition)}:", *then)
+            return (*lines, "else:", *orelse) if orelse else lines
+        case Descend():
+            raise AssertionError("a step is no scalar")
+        case _:
+            assert_never(stmt)
+
+
+def _is_single(value: Expr) -> bool:
+    match value:
+        case Const(value=int() | float() as number):
+            return c_float(number).value == number
+        case _:
+            return False

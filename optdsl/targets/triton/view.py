@@ -1,0 +1,56 @@
+"""The fields of `templates/triton.py.jinja`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Lines = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A value that a kernel reads from memory. `place` is an offset in its row as text, with the
+    operator (`" + 3"`, empty for the first); `flag` says that it is a condition stored as 0 or 1."""
+
+    name: str
+    place: str
+    flag: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of the kernel: the parameter, the gradient or a slot. `type` names its element type;
+    where `condition` is set, the tensor exists only under it."""
+
+    name: str
+    type: str
+    place: str
+    condition: str
+    written: bool
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    name: str
+    # Names that decide how the kernel is specialised.
+    options: str
+    optional_slots: str
+    deciding: str
+    # The scalar program.
+    column_count: int
+    input_count: int
+    uses_python_math: bool
+    input_sources: Lines
+    scalars_head: Lines
+    host_scalars: Lines
+    host_results: Lines
+    inputs: tuple[Entry, ...]
+    scalar_slots: tuple[Entry, ...]
+    device_scalars: Lines
+    device_results: tuple[Entry, ...]
+    # The kernel.
+    tensors: tuple[Tensor, ...]
+    columns: tuple[Entry, ...]
+    new_scalar_slots: tuple[Entry, ...]
+    constants: Lines
+    body: Lines

@@ -1,0 +1,1 @@
+"""Fused kernels, a module per optimizer: `_fused` imports them when a step first needs them."""

@@ -1,0 +1,134 @@
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+"""What the kernels share: arithmetic that rounds as torch's does on the CPU, and pointers.
+
+Triton's own `/` and `sqrt` are approximations in float32. Kernels are compiled without automatic
+contraction: a product and a sum become one instruction only where `fma` says so.
+"""
+
+from ctypes import c_float
+
+import triton
+import triton.language as tl
+
+
+def single(value: float) -> float:
+    """The nearest float32, on the host."""
+    return c_float(value).value
+
+
+@triton.jit
+def to_single(value):
+    """The nearest float32, on the device."""
+    return tl.cast(tl.cast(value, tl.float32), tl.float64)
+
+
+@triton.jit
+def pointer(address, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """An address as a pointer. Alignment is a property of the operation that makes the pointer, so
+    each call makes its own."""
+    place = address.to(tl.pointer_type(TYPE))
+    if ALIGNED:
+        place = tl.multiple_of(place, 16)
+    return place
+
+
+@triton.jit
+def div(x, y):
+    """x / y, rounded to nearest."""
+    dtype: tl.constexpr = (x + y).dtype
+    if dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(tl.cast(x, dtype), tl.cast(y, dtype))
+
+
+@triton.jit
+def rdiv(number, x):
+    """number / x, as torch divides a number by a tensor: the reciprocal, then the product."""
+    return number * div(1.0, x)
+
+
+@triton.jit
+def sqrt(x):
+    """The square root, rounded to nearest."""
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt_rn(x)
+
+
+@triton.jit
+def pow(x, y):
+    """x ** y, computed in float64: there its error is |y * log(x)| units in the last place."""
+    dtype: tl.constexpr = (x + y).dtype
+    base = tl.cast(x, tl.float64)
+    exponent = tl.cast(y, tl.float64)
+    whole = tl.floor(exponent) == exponent
+    odd = tl.floor(exponent * 0.5) * 2.0 != exponent
+    power = tl.exp(exponent * tl.log(tl.abs(base)))
+    negative = tl.where(whole, tl.where(odd, -power, power), float("nan"))
+    power = tl.where(base < 0.0, negative, power)
+    # Zero and one times an infinite logarithm have no value, their powers do.
+    return tl.where((exponent == 0.0) | (base == 1.0), 1.0, power).to(dtype)
+
+
+@triton.jit
+def sign(x):
+    """-1, 0 or 1. NaN has sign 0, as in torch."""
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+@triton.jit
+def maximum(x, y):
+    """The larger one; NaN where one of them is."""
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def minimum(x, y):
+    """The smaller one; NaN where one of them is."""
+    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def lerp(start, end, weight):
+    """start + weight * (end - start), from the end that is nearer."""
+    near_start = tl.abs(weight) < 0.5
+    factor = tl.where(near_start, weight, weight - 1)
+    return tl.fma(factor, end - start, tl.where(near_start, start, end))
+
+
+@triton.jit
+def add_scaled(base, x, scale):
+    """base + scale * x, rounded once."""
+    return tl.fma(scale, x, base)
+
+
+@triton.jit
+def addcmul(base, x, y, scale):
+    """base + scale * x * y; the second product and the sum are rounded once."""
+    return tl.fma(scale * x, y, base)
+
+
+@triton.jit
+def addcdiv(base, x, y, scale):
+    """base + scale * x / y, each operation rounded."""
+    return base + div(scale * x, y)
+
+
+@triton.jit
+def both(x, y):
+    """Logical and."""
+    return (x != 0) & (y != 0)
+
+
+@triton.jit
+def either(x, y):
+    """Logical or."""
+    return (x != 0) | (y != 0)
+
+
+@triton.jit
+def negation(x):
+    """Logical not."""
+    return x == 0
