@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
 # Heavy parts are imported where they are used: an unchanged build needs none of them.
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from optdsl.diagnostics import Diagnostic
     from optdsl.ir import Unit
+    from optdsl.pipeline import Library
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="A compiler from optimizer specs to PyTorch.",
@@ -22,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+# In the repository of optdsl itself; elsewhere -o is required.
+DEFAULT_OUTPUT = Path("generated")
 
 Specs = Annotated[list[Path], typer.Argument(help="Spec files, or folders of them.")]
 
@@ -41,7 +46,7 @@ def build(
     from optdsl import cache
 
     folder = output or _default_output()
-    command = _command(specs, output)
+    command = _command(specs, folder)
     _require_specs(specs)
     if not check:
         key = cache.fingerprint(specs, folder, command)
@@ -158,12 +163,21 @@ def _default_output() -> Path:
     root = resources.checkout()
     if root is None or Path.cwd().resolve() != root:
         _fail("Say where to write the package: -o my_package.")
-    return Path("generated")
+    return DEFAULT_OUTPUT
 
 
-def _command(specs: Sequence[Path], output: Path | None) -> str:
-    words = ["optdsl build", *(p.as_posix() for p in specs)]
-    return " ".join([*words, "-o", output.as_posix()] if output else words)
+def _command(specs: Sequence[Path], output: Path) -> str:
+    """What rebuilds a package, for its headers: without the path of this machine."""
+    words = ["optdsl build", *(_relative(path) for path in specs)]
+    default = output == DEFAULT_OUTPUT
+    return " ".join(words if default else [*words, "-o", _relative(output)])
+
+
+def _relative(path: Path) -> str:
+    if not path.is_absolute():
+        return path.as_posix()
+    below = path.is_relative_to(Path.cwd())
+    return path.relative_to(Path.cwd()).as_posix() if below else path.name
 
 
 def _require_specs(specs: Sequence[Path]) -> None:
@@ -180,7 +194,7 @@ def _require_specs(specs: Sequence[Path]) -> None:
         raise typer.Exit(1) from None
 
 
-def _load(specs: Sequence[Path]):  # type: ignore[no-untyped-def]
+def _load(specs: Sequence[Path]) -> Library:
     from optdsl.pipeline import load
 
     library = _compiled(lambda: load(specs))
@@ -188,7 +202,7 @@ def _load(specs: Sequence[Path]):  # type: ignore[no-untyped-def]
     return library
 
 
-def _compiled(work):  # type: ignore[no-untyped-def]
+def _compiled(work: Callable[[], T]) -> T:
     """A stage's result, or its diagnostics and exit status 1."""
     from optdsl.diagnostics import SpecError
 
@@ -220,7 +234,3 @@ def _fail(message: str) -> NoReturn:
 
 def main() -> None:
     app()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """View -> text: the Jinja environment, and the header that every emitted file carries.
 
-Templates hold text, fields, `for`, `if` and `include`, and compute nothing: `tests/test_templates.py`
-walks their syntax trees, and holds their placeholders against the fields of their views.
+Templates hold text, fields, `for`, `if` and `include`, and compute nothing: a test walks their
+syntax trees, and holds their placeholders against the fields of their views.
 """
 
 from __future__ import annotations
@@ -44,15 +44,22 @@ def header(sources: Iterable[Source], build: str, comment: str = "#") -> str:
     """Three lines: from what, how to rebuild, and the hash of the specs' text."""
     ordered = sorted(set(sources), key=lambda s: s.name)
     digest = hashlib.sha256("\0".join(s.text for s in ordered).encode()).hexdigest()
-    names = ", ".join(s.name for s in ordered)
-    if len(ordered) > 1:
-        folders = sorted({PurePosixPath(s.name).parent.as_posix() for s in ordered})
-        names = f"{len(ordered)} files in {', '.join(folders)}"
+    paths = [_portable(s.name) for s in ordered]
+    names = ", ".join(path.as_posix() for path in paths)
+    if len(paths) > 1:
+        folders = sorted({path.parent.as_posix() for path in paths})
+        names = f"{len(paths)} files in {', '.join(folders)}"
     return (
         f"{comment} {MARK} from {names}. Do not edit it: edit the spec.\n"
         f"{comment} To rebuild: {build}\n"
         f"{comment} Spec sha256: {digest}\n"
     )
+
+
+def _portable(name: str) -> PurePosixPath:
+    """A path that means something on another machine: an absolute one keeps its folder's name."""
+    path = PurePosixPath(name)
+    return PurePosixPath(*path.parts[-2:]) if path.is_absolute() else path
 
 
 def is_ours(text: str) -> bool:

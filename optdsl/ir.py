@@ -30,7 +30,7 @@ class Role(StrEnum):
 
 
 def _nowhere() -> Span:
-    return field(default=NOWHERE, compare=False)  # type: ignore[no-any-return]
+    return field(default=NOWHERE, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,10 @@ class Let:
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """`target = value`. `operator` is set for `slot += e` on a zero-dimensional slot, which computes
-    in the slot's own type: `value` is then `e` alone. Elsewhere `x += e` is resolved to `x = x + e`.
+    """`target = value`.
+
+    `operator` is set for `slot += e` on a zero-dimensional slot, which computes in the slot's own
+    type: `value` is then `e` alone. Elsewhere `x += e` is resolved to `x = x + e`.
     """
 
     target: Ref

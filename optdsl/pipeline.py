@@ -94,7 +94,7 @@ def read(path: Path) -> Source:
 
 
 def front(paths: Sequence[Path]) -> tuple[SyntaxTree, ...]:
-    """The syntax trees of spec files, after reading all of them. Raises SpecError with every error."""
+    """The syntax trees of spec files, all of them read first. Raises SpecError with every error."""
     trees: list[SyntaxTree] = []
     problems: list[Diagnostic] = []
     for path in paths:

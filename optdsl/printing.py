@@ -78,8 +78,8 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
         return text, Level.UNARY if text.startswith("-") else Level.ATOM
     chain = _chain(expr) if column in (host, source) else None
     if chain is not None:
-        low, first, middle, second, high = chain
-        texts = [_fit(_show(e, column, leaf), Level.SUM) for e in (low, middle, high)]
+        first, second = chain[1], chain[3]
+        texts = [_fit(_show(e, column, leaf), Level.SUM) for e in (chain[0], chain[2], chain[4])]
         signs = [getattr(OPS[op].source, "symbol", "") for op in (first, second)]
         return f"{texts[0]} {signs[0]} {texts[1]} {signs[1]} {texts[2]}", Level.COMPARE
     spelling = column(OPS[expr.op])

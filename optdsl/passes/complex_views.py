@@ -7,7 +7,6 @@ treats real and imaginary parts as elements of their own.
 from __future__ import annotations
 
 from optdsl.ir import (
-    OPS,
     Apply,
     Assign,
     Expr,
@@ -19,6 +18,7 @@ from optdsl.ir import (
     is_scalar,
     statements,
 )
+from optdsl.ops import OPS
 
 
 def first_real_statement(body: tuple[Stmt, ...]) -> int | None:

@@ -36,21 +36,21 @@ def _term(term: Expr) -> tuple[str, tuple[Expr, ...], Expr] | None:
     """What is added: the node that adds it, its tensors, its scale."""
     match term:
         # scale * a * b -> addcmul
-        case Apply(op="mul", args=(Apply(op="mul") as product, b)) if _is_tensor(b):
+        case Apply(op="mul", args=(Apply(op="mul") as product, b)) if _both_tensors(product, b):
             scaled = _scaled(product)
             if scaled is not None:
                 return "addcmul", (scaled[0], b), scaled[1]
             return "addcmul", (product, b), ONE
         # scale * a / b -> addcdiv
-        case Apply(op="div", args=(Apply(op="mul") as product, b)) if _is_tensor(b):
+        case Apply(op="div", args=(Apply(op="mul") as product, b)) if _both_tensors(product, b):
             scaled = _scaled(product)
             if scaled is not None:
                 return "addcdiv", (scaled[0], b), scaled[1]
             return "addcdiv", (product, b), ONE
         # a * b -> addcmul, a / b -> addcdiv
-        case Apply(op="mul", args=(a, b)) if _is_tensor(a) and _is_tensor(b):
+        case Apply(op="mul", args=(a, b)) if _both_tensors(a, b):
             return "addcmul", (a, b), ONE
-        case Apply(op="div", args=(a, b)) if _is_tensor(a) and _is_tensor(b):
+        case Apply(op="div", args=(a, b)) if _both_tensors(a, b):
             return "addcdiv", (a, b), ONE
         # scale * a -> add_scaled
         case Apply(op="mul"):
@@ -73,6 +73,10 @@ def _scaled(product: Apply) -> tuple[Expr, Expr] | None:
 
 def _is_tensor(expr: Expr) -> bool:
     return kind_of(expr) >= Kind.ELEMENTWISE
+
+
+def _both_tensors(left: Expr, right: Expr) -> bool:
+    return _is_tensor(left) and _is_tensor(right)
 
 
 def _negative(scale: Expr) -> Expr:

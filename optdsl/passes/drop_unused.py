@@ -1,10 +1,10 @@
-"""Remove local names that reach neither the parameter nor a slot."""
+"""Remove local names that nobody reads, and assignments of a name to itself."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from optdsl.ir import Assign, If, Let, Role, Spec, Stmt, expressions, refs, statements
+from optdsl.ir import Assign, If, Let, Ref, Role, Spec, Stmt, expressions, refs, statements
 
 
 def drop_unused(spec: Spec) -> Spec:
@@ -23,6 +23,8 @@ def _keep(body: tuple[Stmt, ...], read: set[str]) -> tuple[Stmt, ...]:
             case Let(name=name) if name not in read:
                 continue
             case Assign(target=target) if target.role is Role.LOCAL and target.name not in read:
+                continue
+            case Assign(target=target, value=Ref() as value, operator="") if value == target:
                 continue
             case If():
                 then, orelse = _keep(stmt.then, read), _keep(stmt.orelse, read)

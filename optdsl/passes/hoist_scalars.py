@@ -1,4 +1,4 @@
-"""Move everything without a tensor operand out of the body: kernels read it from a table of float64.
+"""Move everything without a tensor operand out of the body: kernels read it from a float64 table.
 
 This is numerics, not speed: a kernel takes Python floats as float32, and `1 - 0.999` computed there
 is off by 1.3e-5 relative. `scalars` becomes a program over hyperparameters and zero-dimensional
@@ -146,7 +146,7 @@ WORDS = {
     "lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne",
     "and": "and", "or": "or",
 }  # fmt: skip
-NUMBERS = {0: "zero", 1: "one", 2: "two", 0.5: "half", -1: "minus_one"}
+NUMBERS: dict[object, str] = {0: "zero", 1: "one", 2: "two", 0.5: "half", -1: "minus_one"}
 
 
 def in_words(expr: Expr) -> str:

@@ -36,6 +36,8 @@ from optdsl.source import Span
 from optdsl.targets.layout import comment, indented
 
 Lines = tuple[str, ...]
+# The larger of a tensor and a number is the tensor with the number as its lower bound.
+CLAMPS = {"max": "clamp_min", "min": "clamp_max"}
 
 
 def unsupported(what: str, span: Span, hint: str = "") -> SpecError:

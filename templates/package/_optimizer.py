@@ -11,7 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT, _default_to_fused_or_foreach
+from torch.optim.optimizer import (
+    ParamsT,
+    _default_to_fused_or_foreach,
+    _get_capturable_supported_devices,
+)
 
 Group = dict[str, Any]
 # What `torch._foreach_*` takes and gives; None stands for a slot that does not exist.
@@ -189,14 +193,11 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        fused = [g for g in self.param_groups if g["fused"]]
-        if fused:
-            from . import _fused
-
-            fused = _fused.step(self, fused)
+        done = self._fused_step()
         for index, group in enumerate(self.param_groups):
-            if any(group is done for done in fused):
+            if any(group is other for other in done):
                 continue
+            _refuse_capture(group)
             update = self._multi_tensor if self._uses_foreach(group) else self._single_tensor
             for rows, commit in self._rows(index, group):
                 wide, back = rows.widened()
@@ -205,6 +206,16 @@ class Optimizer(torch.optim.Optimizer):
                     stored.copy_(value)
                 commit()
         return loss
+
+    def _fused_step(self) -> list[Group]:
+        """Run the fused kernel for the groups that ask for it; the groups that are done. A step
+        that must not wait for the device is always fused there: its numbers stay on it."""
+        groups = [g for g in self.param_groups if g["fused"] or _on_device(g)]
+        if not groups:
+            return []
+        from . import _fused
+
+        return _fused.step(self, groups)
 
     @staticmethod
     def _uses_foreach(group: Group) -> bool:
@@ -380,6 +391,19 @@ class Optimizer(torch.optim.Optimizer):
             else torch.as_tensor(value).to(device=param.device, copy=True)
             for name, value in given.items()
         }
+
+
+def _on_device(group: Group) -> bool:
+    return bool(group["capturable"]) and all(p.device.type != "cpu" for p in group["params"])
+
+
+def _refuse_capture(group: Group) -> None:
+    """The for-loop and foreach read numbers on the host. Torch refuses the CPU in these words."""
+    if group["capturable"] and not group["fused"]:
+        raise AssertionError(
+            "If capturable=True, params and state_steps must be on supported devices: "
+            f"{_get_capturable_supported_devices()}."
+        )
 
 
 def _scalar(value: Any, group: Group, param: Tensor, copy: bool = False) -> Tensor:

@@ -8,6 +8,7 @@ from optdsl.ops import OPS, Call, Infix, Kind, Method, Prefix, Type
 from optdsl.targets.eager.view import View
 from optdsl.targets.layout import WIDTH, bracketed, broken_call, indented
 from optdsl.targets.torch_code import (
+    CLAMPS,
     Lines,
     Writer,
     is_tensor,
@@ -33,7 +34,11 @@ def lower(spec: Spec) -> View | None:
 
 
 # How torch spells the scale of its three-operand calls.
-KEYWORDS = {"add_scaled": ("add", "alpha"), "addcmul": ("addcmul", "value"), "addcdiv": ("addcdiv", "value")}  # fmt: skip
+KEYWORDS = {
+    "add_scaled": ("add", "alpha"),
+    "addcmul": ("addcmul", "value"),
+    "addcdiv": ("addcdiv", "value"),
+}
 # operand op scalar or operand op operand, as a method with an in-place form.
 METHODS = {"add": "add", "mul": "mul", "div": "div", "pow": "pow", "sub": "sub"}
 INFIX = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
@@ -95,7 +100,7 @@ class Eager(Writer):
         return tuple(part for line in lines for part in broken_call(line, indent))
 
     def in_place(self, name: str, value: Expr) -> list[str] | None:
-        """The calls that turn `name` into the value without a second tensor; None if there are none.
+        """The calls that turn `name` into the value without a second tensor; None if none do.
 
         Only the first call may read `name` in its other operands: later ones would see it changed.
         """
@@ -186,7 +191,7 @@ class Eager(Writer):
         tensor, bound = (left, right) if is_tensor(left) else (right, left)
         receiver, steps = self.parts(tensor)
         suffix = "_" if steps else ""
-        return receiver, [*steps, f"clamp_{op}{suffix}({self.scalar(bound)})"]
+        return receiver, [*steps, f"{CLAMPS[op]}{suffix}({self.scalar(bound)})"]
 
     def generic(self, op: str, args: tuple[Expr, ...], expr: Apply) -> str:
         """Reductions and logic: no in-place form."""

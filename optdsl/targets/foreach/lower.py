@@ -1,4 +1,4 @@
-"""Spec -> View: the update of lists of tensors through `torch._foreach_*`, bit-equal to the eager one.
+"""Spec -> View: the update of lists through `torch._foreach_*`, bit for bit the eager one.
 
 A number that differs between parameters is a list of floats; what has no `_foreach_` call is a list
 comprehension over the eager target's text.
@@ -6,13 +6,15 @@ comprehension over the eager target's text.
 
 from __future__ import annotations
 
+from keyword import iskeyword
+
 from optdsl import passes
 from optdsl.ir import Apply, Const, Expr, Ref, Role, Spec, is_scalar, kind_of, refs
 from optdsl.ops import OPS, Kind
 from optdsl.targets.eager.lower import Eager
 from optdsl.targets.foreach.view import View
 from optdsl.targets.layout import broken_call, indented
-from optdsl.targets.torch_code import Lines, Writer, is_tensor, mentions, unpack
+from optdsl.targets.torch_code import CLAMPS, Lines, Writer, is_tensor, mentions, unpack
 
 
 def lower(spec: Spec) -> View | None:
@@ -42,7 +44,7 @@ class Foreach(Writer):
     def many(self, name: str) -> str:
         """The list that holds a name's value for each parameter."""
         plural = f"{name}s"
-        return f"{name}_list" if plural in self.taken else plural
+        return f"{name}_list" if plural in self.taken or iskeyword(plural) else plural
 
     def lists(self) -> Lines:
         slots = (f'{self.many(n)} = rows.slots["{n}"]' for n in self.tensor_slots())
@@ -130,7 +132,7 @@ class Foreach(Writer):
             case "addcmul" | "addcdiv" if value.args[3] == Const(1):
                 others.pop()
             case "max" | "min" as op if is_scalar(value.args[1]):
-                name = f"clamp_{op}"
+                name = CLAMPS[op]
             case "mul" if in_place and is_scalar(value.args[1]):
                 return f"scale_({receiver}, {others[0]})"
         return f"torch._foreach_{name}{suffix}({', '.join((receiver, *others))})"

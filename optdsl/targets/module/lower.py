@@ -118,8 +118,8 @@ def _parameter(spec: Spec, name: str) -> str:
         annotation, default = FLAG_TYPES[name]
         return f"{name}: {annotation} = {default}"
     hyper = _hyper(spec, name)
-    default = _default(hyper)
-    return f"{name}: {_annotation(hyper)}" + (f" = {default}" if default is not None else "")
+    value = _default(hyper)
+    return f"{name}: {_annotation(hyper)}" + (f" = {value}" if value is not None else "")
 
 
 def _hyper(spec: Spec, name: str) -> Hyper:
@@ -297,10 +297,10 @@ def _describe(spec: Spec, name: str) -> Lines:
         for r in spec.requires
         if _subject(spec, r) == name
     ]
-    default = _default(hyper)
+    value = _default(hyper)
     words = [", ".join(hyper.components)] if hyper.components else []
     words += [", ".join(conditions)] if conditions else []
-    words += [f"Default: {default}"] if default is not None else ["Required"]
+    words += [f"Default: {value}"] if value is not None else ["Required"]
     return _argument(name, _annotation(hyper), ". ".join(words))
 
 

@@ -439,6 +439,19 @@ class _Writer:
                 assert_never(stmt)
 
     def branch(self, stmt: If, indent: int, word: str) -> Lines:
+        """A branch as one would write it: the first two cases are what the linter asks for."""
+        match stmt:
+            # if a { if b { ... } } -> if a and b { ... }
+            case If(then=(If(orelse=()) as inner,), orelse=()):
+                both = apply("and", stmt.condition, inner.condition)
+                return self.branch(replace(inner, condition=both), indent, word)
+            # if a { x = b } else { x = c } -> x = b if a else c
+            case If(
+                then=(Assign(target=Ref(role=Role.LOCAL, name=name), operator="") as first,),
+                orelse=(Assign(target=Ref(name=same), operator="") as second,),
+            ) if name == same and word == "if":
+                chosen = apply("select", stmt.condition, first.value, second.value)
+                return self.assign(name, chosen, indent)
         inside = self.plain if self.is_per_group(stmt) else self.block
         then = inside(stmt.then, indent + 4) or ("pass",)
         lines = (*self.head(word, stmt.condition, indent), *indented(then))

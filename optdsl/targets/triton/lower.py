@@ -35,7 +35,7 @@ from optdsl.ir import (
 )
 from optdsl.ops import Kind, Type
 from optdsl.printing import Unspellable
-from optdsl.targets.layout import bracketed, broken_call, comment, indented
+from optdsl.targets.layout import WIDTH, bracketed, broken_call, comment, indented
 from optdsl.targets.triton.view import Entry, Lines, Tensor, View
 
 # What a kernel of one pass over the elements can compute.
@@ -51,14 +51,20 @@ FIRST_ADDRESS = 4
 
 
 def lower(spec: Spec) -> View | None:
-    """None for a derived optimizer, whose class inherits the base's kernel, and for one that a single
-    pass over the elements cannot compute."""
-    if spec.base is not None or not all(e.kind in KINDS for e in _nodes(spec.body)):
+    """None for a derived optimizer, whose class inherits the base's kernel, and for one that a pass
+    over the elements cannot compute."""
+    if spec.base is not None or not _is_elementwise(spec):
         return None
     try:
         return _Lowering(spec).view()
     except Unspellable:
         return None
+
+
+def _is_elementwise(spec: Spec) -> bool:
+    # A number that not every parameter has would need a table of its own.
+    always = all(s.when is None for s in spec.states if s.kind is Kind.SCALAR)
+    return always and all(e.kind in KINDS for e in _nodes(spec.body))
 
 
 def _nodes(body: tuple[Stmt, ...]) -> Iterator[Ref | Apply]:
@@ -69,7 +75,7 @@ def _nodes(body: tuple[Stmt, ...]) -> Iterator[Ref | Apply]:
 
 @dataclass(frozen=True)
 class _Input:
-    """What the scalar program is given: a name, where the host finds it, whether it is a condition."""
+    """What the scalar program is given: its name, where the host finds it, whether it is a flag."""
 
     name: str
     source: str
@@ -97,6 +103,8 @@ class _Lowering:
         text = "\n".join(self.host(program))
         return View(
             name=self.spec.name,
+            slots=_names(s.name for s in self.tensor_slots),
+            scalar_slot_names=_names(self.scalar_slots),
             options=_names(self.options),
             optional_slots=_names(s.name for s in self.tensor_slots if self.is_optional(s)),
             deciding=_names(self.deciding()),
@@ -141,7 +149,7 @@ class _Lowering:
         return tuple(h.name for h in self.spec.hypers if h.name in used)
 
     def is_optional(self, slot: State) -> bool:
-        """Whether a slot exists by more than options: its presence is then a constant of its own."""
+        """Whether a slot exists by more than options: its presence is then its own constant."""
         return slot.when is not None and kind_of(slot.when) is not Kind.OPTION
 
     def deciding(self) -> tuple[str, ...]:
@@ -152,9 +160,10 @@ class _Lowering:
 
     def constants(self) -> Lines:
         """The specialisation, in the order of the kernel's arguments."""
-        types = [t.type for t in self.tensors()]
+        names = ("param", "grad", *(s.name for s in self.tensor_slots))
+        types = [_type(name) for name in names]
         present = [_has(s) for s in self.tensor_slots if self.is_optional(s)]
-        return (*types, *present, *(name.upper() for name in self.options), "MAXIMIZE")
+        return ("COMPUTE", *types, *present, *(n.upper() for n in self.options), "MAXIMIZE")
 
     @cached_property
     def presence(self) -> dict[str, str]:
@@ -176,7 +185,7 @@ class _Lowering:
 
     @cached_property
     def program(self) -> tuple[Stmt, ...]:
-        """The statements that a column or a slot needs. A slot under its own name is no statement."""
+        """The statements that a column or a slot needs."""
         kept: list[Stmt] = []
         needed = {*self.columns, *self.scalar_slots}
         for stmt in reversed(self.scalars):
@@ -235,7 +244,10 @@ class _Lowering:
         found += [(s.name, self.exists(s)) for s in self.tensor_slots]
         return tuple(
             Tensor(
-                _safe_slot(name), _type(name), _row_of(FIRST_ADDRESS + n), condition, name in written
+                _safe_slot(name),
+                _row_of(FIRST_ADDRESS + n),
+                indented(_load(name, condition)),
+                indented(_store(name, condition)) if name in written else (),
             )
             for n, (name, condition) in enumerate(found)
         )
@@ -354,6 +366,34 @@ def _hyper_inputs(hyper: Hyper, used: set[str]) -> tuple[_Input, ...]:
     return ()
 
 
+# Memory
+
+
+def _load(slot: str, condition: str) -> Lines:
+    name = _safe_slot(slot)
+    place = f"_math.pointer({name}_at, {_type(slot)}, ALIGNED) + offset + lanes"
+    value = f"tl.load({name}_at, mask=mask, other=0.0).to(COMPUTE)"
+    indent = 8 if condition else 4
+    lines = (*_fitted(f"{name}_at = ", place, indent), f"{name} = {value}")
+    return _under(condition, lines)
+
+
+def _store(slot: str, condition: str) -> Lines:
+    name = _safe_slot(slot)
+    return _under(condition, (f"tl.store({name}_at, {name}.to({_type(slot)}), mask=mask)",))
+
+
+def _under(condition: str, lines: Lines) -> Lines:
+    return (f"if {condition}:", *indented(lines)) if condition else lines
+
+
+def _fitted(head: str, value: str, indent: int) -> Lines:
+    """An assignment, its value in parentheses on a line of its own if the line is too long."""
+    if indent + len(head) + len(value) <= WIDTH:
+        return (head + value,)
+    return (f"{head}(", *indented((value,)), ")")
+
+
 # The scalar program, twice
 
 SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
@@ -412,7 +452,7 @@ def _scalar_line(stmt: Stmt, own: set[str], target: _Host | _Device) -> Lines:
             line = f"{_safe(name)} = {show(value)}"
             said = "".join(stmt.span.text.removeprefix("let ").split())
             spoken = name not in own or said == "".join(line.split())
-            return ((line,) if spoken else (comment(stmt.span.text), line))
+            return (line,) if spoken else (comment(stmt.span.text), line)
         case Assign(target=slot, value=value, operator=operator):
             line = show(value)
             if operator:
@@ -423,7 +463,9 @@ def _scalar_line(stmt: Stmt, own: set[str], target: _Host | _Device) -> Lines:
                 line = target.rounded(line)
             return (comment(stmt.span.text), f"{_safe(slot.name)} = {line}")
         case If(condition=condition):
-            then, orelse = (indented(_scalar_lines(b, own, target)) for b in (stmt.then, stmt.orelse))
+            then, orelse = (
+                indented(_scalar_lines(b, own, target)) for b in (stmt.then, stmt.orelse)
+            )
             lines = (f"if {show(condition)}:", *then)
             return (*lines, "else:", *orelse) if orelse else lines
         case Descend():

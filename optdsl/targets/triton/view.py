@@ -9,8 +9,8 @@ Lines = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A value that a kernel reads from memory. `place` is an offset in its row as text, with the
-    operator (`" + 3"`, empty for the first); `flag` says that it is a condition stored as 0 or 1."""
+    """A value that a kernel reads from memory. `place` is its offset as text, empty for the first;
+    a `flag` is a condition, stored as 0 or 1."""
 
     name: str
     place: str
@@ -19,19 +19,20 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of the kernel: the parameter, the gradient or a slot. `type` names its element type;
-    where `condition` is set, the tensor exists only under it."""
+    """A tensor of the kernel: the parameter, the gradient or a slot. `place` is the row of its
+    addresses in the table; `load` and `store` are the kernel's lines."""
 
     name: str
-    type: str
     place: str
-    condition: str
-    written: bool
+    load: Lines
+    store: Lines
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     name: str
+    slots: str
+    scalar_slot_names: str
     # Names that decide how the kernel is specialised.
     options: str
     optional_slots: str

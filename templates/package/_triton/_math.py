@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """What the kernels share: arithmetic that rounds as torch's does on the CPU, and pointers.
 
 Triton's own `/` and `sqrt` are approximations in float32. Kernels are compiled without automatic

@@ -1,0 +1,71 @@
+"""Random updates, drawn from the patterns of the selection rules, with the target in their holes.
+
+Generic random programs miss in-place mistakes; shapes drawn from the rules themselves, whose other
+operands may be the target, find them at once.
+"""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+SCALARS = ("c", "d", "0.5", "(1 - c)", "(1 - c ** step)", "c * d", "-d")
+# Each pattern is one rule of the eager or the foreach selection. T is a tensor, S a number.
+SMOOTH = (
+    "T + S * T", "T - S * T", "T + S * T * T", "T - T * T", "T + S * T / (abs(T) + 1)",
+    "T - T / (abs(T) + 2)", "lerp(T, T, c)", "lerp(T, T, 1 - c)", "max(T, T)", "min(T, S)",
+    "max(T, T) + S * T", "sqrt(abs(T)) / S + S", "-T", "S / (abs(T) + 1)", "T * T", "S - T",
+    "S * T + S * T", "T / S - T", "abs(T) + abs(T)", "lerp(T, T * T, d) + T", "S * T + T * T * S",
+    "(T + T) * S", "exp(-abs(T))", "T * S * T", "(S * T + S * T * T) / (1 + T * T)",
+)  # fmt: skip
+# Bit for bit the same everywhere, but a rounding before them can flip them.
+JUMPY = ("sign(T)", "where(T > T, T, T)", "sign(T + S * T) * T")
+
+
+@st.composite
+def updates(draw: st.DrawFn, patterns: tuple[str, ...] = SMOOTH) -> str:
+    """A whole spec with two slots, two hyperparameters, an option and an update."""
+    names = ["param", "grad", "a", "b"]
+    lines: list[str] = []
+
+    def expression() -> str:
+        text = draw(st.sampled_from(patterns))
+        for mark, pool in (("T", names), ("S", SCALARS)):
+            while mark in text:
+                text = text.replace(mark, draw(st.sampled_from(pool)), 1)
+        return text
+
+    def statement(depth: int, indent: str) -> None:
+        choice = draw(st.integers(0, 9))
+        if choice == 0 and depth == 0:
+            lines.append(f"{indent}if {draw(st.sampled_from(['flag', 'c > 0.4']))} {{")
+            known = len(names)
+            for _ in range(draw(st.integers(1, 2))):
+                statement(depth + 1, indent + "    ")
+            del names[known:]
+            lines.append(f"{indent}}} else {{")
+            statement(depth + 1, indent + "    ")
+            del names[known:]
+            lines.append(f"{indent}}}")
+        elif choice <= 3:
+            value = draw(st.sampled_from([*names, "", "", ""])) or expression()
+            lines.append(f"{indent}let x{len(names)} = {value}")
+            names.append(f"x{len(names)}")
+        elif choice <= 5:
+            target = draw(st.sampled_from(names))
+            sign = draw(st.sampled_from("+-*"))
+            lines.append(f"{indent}{target} {sign}= {expression()}")
+        else:
+            target = draw(st.sampled_from(names))
+            value = draw(st.sampled_from([*names, "", "", ""])) or expression()
+            lines.append(f"{indent}{target} = {value}")
+
+    for _ in range(draw(st.integers(2, 7))):
+        statement(0, "        ")
+    last = draw(st.sampled_from(names))
+    body = "\n".join(lines)
+    return (
+        "optimizer Random {\n"
+        "    hyper c = 0.3\n    hyper d = 0.7\n    option flag = false\n"
+        "    state step = 0\n    state a = zeros_like(param)\n    state b = full_like(param, c)\n"
+        f"    update {{\n        step += 1\n{body}\n        descend d * {last}\n    }}\n}}\n"
+    )
