@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from optdsl.source import Span
@@ -73,6 +74,43 @@ class SpecError(Exception):
         super().__init__("\n".join(render(d).plain for d in self.diagnostics))
 
 
+class Log:
+    """What was found wrong so far. A stage goes on after an error, so that one run reports all."""
+
+    def __init__(self) -> None:
+        self.diagnostics: list[Diagnostic] = []
+
+    def error(
+        self,
+        code: Code,
+        message: str,
+        span: Span,
+        label: str = "",
+        *,
+        related: tuple[tuple[Span, str], ...] = (),
+        notes: tuple[str, ...] = (),
+        hints: tuple[str, ...] = (),
+    ) -> None:
+        self.diagnostics.append(Diagnostic(code, message, span, label, related, notes, hints))
+
+    def warning(self, code: Code, message: str, span: Span, hints: tuple[str, ...] = ()) -> None:
+        found = Diagnostic(code, message, span, hints=hints, severity=Severity.WARNING)
+        self.diagnostics.append(found)
+
+    @property
+    def failed(self) -> bool:
+        return any(d.severity is Severity.ERROR for d in self.diagnostics)
+
+
+def in_order(diagnostics: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
+    """By file and place, each once."""
+
+    def place(d: Diagnostic) -> tuple[str, int]:
+        return (d.span, 0) if isinstance(d.span, str) else (d.span.source.name, d.span.start)
+
+    return tuple(sorted(dict.fromkeys(diagnostics), key=place))
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> tuple[str, ...]:
     """A hint with the closest candidate, or nothing. Never the name itself."""
     pool = sorted({c for c in candidates if c != name})
@@ -109,19 +147,15 @@ def _excerpt(out: Text, span: Span, label: str, mark: str, style: str) -> None:
     source = span.source
     number, column = source.position(span.start)
     out.append(f"  {source.name}:{number}:{column}\n", "cyan")
-    text = source.line(number)
-    first = column - 1
-    width = max(1, min(span.end - span.start, len(text) - first))
-    # A line of noise would drown the message: show a window that holds the span's beginning.
-    if len(text) > WIDEST_LINE:
-        cut = max(0, first - WIDEST_LINE // 2)
-        text, first = text[cut : cut + WIDEST_LINE], first - cut
-        width = min(width, WIDEST_LINE - first)
     # Tabs and control characters take one column each, so that the marks stand under the span.
-    text = "".join(c if c.isprintable() else " " for c in text)
+    line = "".join(c if c.isprintable() else " " for c in source.line(number))
+    first, last = column - 1, min(column - 1 + span.end - span.start, len(line))
+    # A line of noise would drown the message: show a window that holds the span's beginning.
+    cut = max(0, first - WIDEST_LINE // 2) if len(line) > WIDEST_LINE else 0
+    line, first, last = line[cut : cut + WIDEST_LINE], first - cut, last - cut
     gutter = f" {number} | "
+    marks = " " * cell_len(line[:first]) + mark * max(1, cell_len(line[first:last]))
     out.append(gutter, "dim")
-    out.append(f"{text}\n".replace(" \n", "\n") if not text.strip() else f"{text.rstrip()}\n")
+    out.append(f"{line.rstrip()}\n")
     out.append(" " * (len(gutter) - 2) + "| ", "dim")
-    out.append(" " * first + mark * width, style)
-    out.append(f" {label}\n" if label else "\n", style)
+    out.append(f"{marks} {label}".rstrip() + "\n", style)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from lark import Lark, Token, Tree
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from lark.exceptions import UnexpectedCharacters, UnexpectedToken
+from lark.lark import PostLex
 from lark.tree import Meta
 from lark.visitors import Transformer, v_args
 
 from optdsl import syntax
-from optdsl.diagnostics import Code, Diagnostic, SpecError
+from optdsl.diagnostics import Code, Diagnostic, SpecError, did_you_mean
 from optdsl.source import Source, Span
 
 DEEPEST_NESTING = 100
@@ -38,48 +40,79 @@ CHARACTER_HINTS = {
     "!": "Negation is written 'not x'.",
     "[": "Parts of a tuple have names of their own: hyper betas: (beta1, beta2) = (0.9, 0.999).",
 }
+STATEMENTS = ("let", "descend", "if", "else")
+# No editor shows them, and Python refuses some of them in generated code.
+INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 
 
 def parse(source: Source) -> syntax.SyntaxTree:
     """The tree of a source. One syntax error per file: what follows it cannot be trusted."""
-    lines = _Lines()
+    hidden = INVISIBLE.search(source.text)
+    if hidden is not None:
+        raise SpecError([_unexpected_character(source, hidden.start())])
     # A last line without its newline would end in a comment that belongs to nothing.
     text = source.text if source.text.endswith("\n") else source.text + "\n"
-    parser = _lark()
-    parser.options.postlex.lines = lines  # type: ignore[attr-defined]
+    parser, lines = _parser()
     try:
         tree: Tree[Token] = parser.parse(text)
-    except UnexpectedInput as error:
-        raise SpecError([_syntax_error(source, error, lines)]) from None
+    except _RunTogether as error:
+        raise SpecError([_run_together(source, error.first, error.second)]) from None
+    except UnexpectedCharacters as error:
+        raise SpecError([_unexpected_character(source, error.pos_in_stream or 0)]) from None
+    except UnexpectedToken as error:
+        raise SpecError([_unexpected_token(source, error, lines)]) from None
     _check_depth(source, tree)
     result: syntax.SyntaxTree = _Builder(source).transform(tree)
     return result
 
 
-class _Lines:
-    """Which parentheses are open while a text is read."""
+class _RunTogether(Exception):
+    """Two words without a space between them: the lexer, which knows which words can stand where,
+    reads `hyperlr` as `hyper lr`."""
 
-    def __init__(self) -> None:
-        self.open: list[Token] = []
+    def __init__(self, first: Token, second: Token) -> None:
+        self.first, self.second = first, second
+        super().__init__(first + second)
 
 
-class _JoinLines:
-    """Drops the newlines inside parentheses: they end nothing."""
+class _Lines(PostLex):
+    """Drops the newlines inside parentheses: they end nothing. After an error, `opened` holds the
+    brackets that are open and `last` what was read last but one."""
 
     always_accept = ("_NEWLINE",)
-    lines: _Lines
+
+    def __init__(self) -> None:
+        self.opened: list[Token] = []
+        self.last: tuple[Token | None, Token | None] = (None, None)
 
     def process(self, stream: Iterator[Token]) -> Iterator[Token]:
-        opened = self.lines.open
+        self.opened, self.last = [], (None, None)
         for token in stream:
+            before: Token | None = self.last[1]
+            if before is not None and _touch(before, token):
+                raise _RunTogether(before, token)
+            self.last = (before, token)
             match token.type:
-                case "_NEWLINE" if opened:
+                case "_NEWLINE" if self.in_parentheses:
                     continue
-                case "_LPAREN":
-                    opened.append(token)
-                case "_RPAREN" if opened:
-                    opened.pop()
+                case "_LPAREN" | "_LBRACE":
+                    self.opened.append(token)
+                case "_RPAREN" | "_RBRACE" if self.opened:
+                    self.opened.pop()
             yield token
+
+    @property
+    def in_parentheses(self) -> bool:
+        return bool(self.opened) and self.opened[-1].type == "_LPAREN"
+
+
+def _touch(first: Token, second: Token) -> bool:
+    """Whether two words have nothing between them."""
+    return first.end_pos == second.start_pos and _is_word(first[-1]) and _is_word(second[0])
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 @cache
@@ -88,40 +121,82 @@ def grammar() -> str:
 
 
 @cache
-def _lark() -> Lark:
-    return Lark(grammar(), parser="lalr", propagate_positions=True, postlex=_JoinLines())
+def _parser() -> tuple[Lark, _Lines]:
+    lines = _Lines()
+    return Lark(grammar(), parser="lalr", propagate_positions=True, postlex=lines), lines
+
+
+@cache
+def _patterns() -> dict[str, str]:
+    return {t.name: t.pattern.value for t in _parser()[0].terminals}
 
 
 def _phrase(terminal: str) -> str:
-    if terminal in PHRASES:
-        return PHRASES[terminal]
-    pattern = next(t.pattern for t in _lark().terminals if t.name == terminal)
-    return f"'{pattern.value}'"
+    return PHRASES.get(terminal) or f"'{_patterns()[terminal]}'"
 
 
-def _syntax_error(source: Source, error: UnexpectedInput, lines: _Lines) -> Diagnostic:
-    hints: tuple[str, ...] = ()
-    if isinstance(error, UnexpectedCharacters):
-        start = min(error.pos_in_stream, max(0, len(source.text) - 1))
-        character = source.text[start]
-        shown = character if character.isprintable() else f"U+{ord(character):04X}"
-        message, span = f"Unexpected character '{shown}'.", Span(source, start, start + 1)
-        hints = (CHARACTER_HINTS[character],) if character in CHARACTER_HINTS else ()
+# Messages
+
+
+def _unexpected_character(source: Source, start: int) -> Diagnostic:
+    start = min(start, max(0, len(source.text) - 1))
+    character = source.text[start]
+    shown = f"'{character}'" if character.isprintable() else f"U+{ord(character):04X}"
+    message = f"Unexpected character {shown}."
+    hints = (CHARACTER_HINTS[character],) if character in CHARACTER_HINTS else ()
+    if not character.isprintable():
+        hints = ("Remove it. Editors do not show it.",)
+    if character == '"':
+        message = "This string does not end."
+    return Diagnostic(Code.SYNTAX, message, Span(source, start, start + 1), hints=hints)
+
+
+def _run_together(source: Source, first: Token, second: Token) -> Diagnostic:
+    span = _token_span(source, first).to(_token_span(source, second))
+    product = first.type == "NUMBER" and second.type == "NAME"
+    hint = f"A product is written '{first} * {second}'." if product else "Put a space between them."
+    message = f"'{_shorten(first)}' and '{_shorten(second)}' run together."
+    return Diagnostic(Code.SYNTAX, message, span, hints=(hint,))
+
+
+def _unexpected_token(source: Source, error: UnexpectedToken, lines: _Lines) -> Diagnostic:
+    token = error.token
+    accepted = error.accepts or set()
+    ends_line, ends_file = token.type == "_NEWLINE", token.type == "$END"
+    start = token.start_pos or 0
+    if ends_file or not source.text[start:].strip():
+        end = len(source.text.rstrip())
+        span, message = Span(source, max(0, end - 1), end), "The file ends too early."
+    elif ends_line:
+        span, message = Span(source, start, start + 1), "The line ends too early."
     else:
-        token = error.token if isinstance(error, UnexpectedToken) else None
-        if token is None or token.type == "$END":
-            end = len(source.text.rstrip())
-            span, message = Span(source, max(0, end - 1), end), "The file ends too early."
-        elif token.type == "_NEWLINE":
-            start = token.start_pos or 0
-            span, message = Span(source, start, start + 1), "The line ends too early."
-        else:
-            span, message = _token_span(source, token), f"Unexpected '{_shorten(token)}'."
-        expected = sorted({_phrase(t) for t in getattr(error, "accepts", None) or ()})
-        if 0 < len(expected) <= 8:
-            hints = (f"Expected {' or '.join(expected)}.",)
-    related = tuple((_token_span(source, t), "opened here") for t in lines.open[-1:])
+        span, message = _token_span(source, token), f"Unexpected '{_shorten(token)}'."
+    hints = _meant(token, accepted)
+    misspelt = _misspelt_statement(token, lines)
+    if misspelt is not None:
+        word, hints = misspelt
+        span, message = _token_span(source, word), f"Unexpected '{_shorten(word)}'."
+    expected = sorted({_phrase(t) for t in accepted})
+    if not hints and 0 < len(expected) <= 8:
+        hints = (f"Expected {' or '.join(expected)}.",)
+    opened = lines.opened[-1:] if lines.in_parentheses or ends_file else []
+    related = tuple((_token_span(source, t), "opened here") for t in opened)
     return Diagnostic(Code.SYNTAX, message, span, related=related, hints=hints)
+
+
+def _meant(token: Token, accepted: Collection[str]) -> tuple[str, ...]:
+    """The keyword that could stand here and that this word resembles."""
+    words = [_patterns().get(t, "") for t in accepted if t not in PHRASES]
+    return did_you_mean(token, [w for w in words if w.isalpha()]) if token.type == "NAME" else ()
+
+
+def _misspelt_statement(token: Token, lines: _Lines) -> tuple[Token, tuple[str, ...]] | None:
+    """`desend lr * grad`: the word before the unexpected one."""
+    word = lines.last[0]
+    if word is None or word.type != "NAME" or token.type not in ("NAME", "NUMBER"):
+        return None
+    hints = did_you_mean(word, STATEMENTS)
+    return (word, hints) if hints else None
 
 
 def _shorten(text: str) -> str:

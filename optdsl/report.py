@@ -23,6 +23,7 @@ from typing import Any
 
 # What parameters, gradients and slots are stored in.
 DTYPES = {
+    "float64": ("float64", "float64", "float64"),
     "float32": ("float32", "float32", "float32"),
     "bfloat16": ("bfloat16", "bfloat16", "bfloat16"),
     "bfloat16 + float32 slots": ("bfloat16", "bfloat16", "float32"),
@@ -90,7 +91,7 @@ def _types(kernels: Any, dtypes: str, block: int) -> dict[str, Any]:
     param, grad, slot = (getattr(tl, name) for name in DTYPES[dtypes])
     smallest = min(t.primitive_bitwidth for t in (param, grad, slot)) // 8
     return {
-        "COMPUTE": tl.float32,
+        "COMPUTE": tl.float64 if param == tl.float64 else tl.float32,
         "PARAM_TYPE": param,
         "GRAD_TYPE": grad,
         **{f"{name.upper()}_TYPE": slot for name in kernels.SLOTS},
@@ -145,7 +146,8 @@ def _nvidia(compiled: Any, capability: int) -> dict[str, int]:
         ptx, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         ptx.write_text(compiled.asm["ptx"])
         cubin.write_bytes(compiled.asm["cubin"])
-        assembler = [get_ptxas(capability).path, "-v", "--gpu-name", name, ptx, "-o", "/dev/null"]
+        assembler = [get_ptxas(capability).path, "-v", "--fmad=false", "--gpu-name", name]
+        assembler += [ptx, "-o", "/dev/null"]
         said = subprocess.run(assembler, capture_output=True, text=True, check=True).stderr
         objdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
         sass = subprocess.run(

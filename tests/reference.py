@@ -187,14 +187,16 @@ def special_problem(dtype: torch.dtype, steps: int = 4) -> Problem:
 
 def groups_of(case: Case, params: list[Tensor]) -> list[dict[str, Any]]:
     """Two groups, of every second parameter, that differ in their numbers."""
-    first, second = params[::2], params[1::2]
-    if not second:
-        return [{"params": first}]
+    first: dict[str, Any] = {"params": params[::2]}
+    if "lr" not in dict(case.options):
+        first["lr"] = 0.02  # a default may be too small to move a narrow parameter
+    if len(params) == 1:
+        return [first]
     halved = {n: v / 2 for n, v in case.options if isinstance(v, float)}
     # torch takes this one from the constructor even where a group has its own.
     halved.pop("initial_accumulator_value", None)
-    own = {"lr": 3e-3, **SECOND_GROUP[case.optimizer], **halved}
-    return [{"params": first}, {"params": second, **own}]
+    own = {"lr": 0.05, **SECOND_GROUP[case.optimizer], **halved}
+    return [first, {"params": params[1::2], **own}]
 
 
 def advance(

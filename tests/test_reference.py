@@ -90,7 +90,7 @@ def test_reference_trajectories_move_and_stay_finite(name: str, dtype: torch.dty
     for position, index in enumerate(order):
         start, end = problem.parameters[index], after[f"parameter {position}"]
         assert end.isfinite().double().mean() > 0.99 or not end.numel()
-        assert (start != end).double().mean() > 0.9 or not end.numel()
+        assert (start != end).double().mean() > 0.75 or not end.numel()
 
 
 def test_comparison_sees_that_torchs_own_paths_differ_in_bfloat16() -> None:
@@ -300,15 +300,19 @@ def wide(problem: Problem) -> Problem:
     return Problem(tuple(p.float() for p in problem.parameters), rows)
 
 
-@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kept", ["all moments", "the first moment", "all but the first moment"])
-@pytest.mark.parametrize("name", SHIPPED)
-def test_narrow_parameters_with_float32_moments_round_once_per_slot(
-    name: str, kept: str, narrow: torch.dtype
-) -> None:
+def kept_wide(name: str) -> list[tuple[str, tuple[str, ...]]]:
+    """An optimizer with the moments that are float32: all, the first, and all but the first."""
     first, *others = MOMENTS[name]
-    in_float32 = {"all moments": MOMENTS[name], "the first moment": (first,)}.get(kept, others)
-    dtypes = {slot: torch.float32 if slot in in_float32 else narrow for slot in MOMENTS[name]}
+    choice = dict.fromkeys([MOMENTS[name], (first,), tuple(others)])
+    return [(name, slots) for slots in choice if slots]
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("name", "kept"), [pair for name in SHIPPED for pair in kept_wide(name)])
+def test_narrow_parameters_with_float32_moments_round_once_per_slot(
+    name: str, kept: tuple[str, ...], narrow: torch.dtype
+) -> None:
+    dtypes = {slot: torch.float32 if slot in kept else narrow for slot in MOMENTS[name]}
     problem = small_problem(narrow)
 
     # What it should be: float32 throughout, and after each step every tensor in its own dtype.
@@ -316,8 +320,6 @@ def test_narrow_parameters_with_float32_moments_round_once_per_slot(
     params = precise.start()
     reference = with_moments(name, params, False, dict.fromkeys(dtypes, torch.float32))
     for row in precise.gradients:
-        if not in_float32:
-            break
         advance(reference, params, [row])
         for param in params:
             param.data = param.data.to(narrow).float()
@@ -338,8 +340,7 @@ def test_narrow_parameters_with_float32_moments_round_once_per_slot(
         advance(optimizer, params, problem.gradients)
         found.append(contents(optimizer))
     assert differences(found[0], found[1]) == []
-    if in_float32:
-        assert differences(expected, found[0]) == []
+    assert differences(expected, found[0]) == []
 
 
 # The interpreter

@@ -122,8 +122,11 @@ _plans: WeakKeyDictionary[Optimizer, _Plan] = WeakKeyDictionary()
 
 def _kernels(optimizer: Optimizer, group: Group) -> Any:
     """The module with the optimizer's kernels; None where the group's device has none."""
-    for param in group["params"]:
-        _device_dtype_check_for_fused(param)
+    if group["fused"]:
+        for param in group["params"]:
+            _device_dtype_check_for_fused(param)
+    elif not all(param.is_floating_point() for param in group["params"]):
+        return _no_kernel("complex parameters")
     devices = {param.device.type for param in group["params"]}
     if not optimizer.kernels:
         return _no_kernel(type(optimizer).__name__)

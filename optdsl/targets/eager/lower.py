@@ -85,6 +85,9 @@ class Eager(Writer):
             steps = self.in_place(name, value)
             if steps is not None:
                 return self.chain(name, name, steps, indent), True
+        if mentions(value, name):
+            # A line per call would replace, in the first, what the others read.
+            return broken_call(f"{name} = {self.value(value)}", indent), True
         receiver, steps = self.parts(value)
         return self.chain(name, receiver, steps, indent, bind=True), True
 

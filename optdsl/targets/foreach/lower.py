@@ -79,6 +79,9 @@ class Foreach(Writer):
             steps = self.in_place(name, value)
             if steps is not None:
                 return _broken(steps, indent), True
+        if mentions(value, name):
+            # The first of several calls would already have replaced what the others read.
+            return broken_call(f"{target} = {self.value(value)}", indent), True
         first, rest = self.fresh(value, target)
         return _broken((f"{target} = {first}", *rest), indent), True
 

@@ -1,0 +1,234 @@
+"""The tables of docs/language.md, from the compiler's own tables.
+
+    python docs/tables.py           # rewrite the marked regions
+    python docs/tables.py --check   # exit 1 if that would change the file
+
+A region stands between `<!-- begin: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from optdsl import resolve
+from optdsl.diagnostics import Code
+from optdsl.ir import FLAGS, Schedule, Spec
+from optdsl.ops import TABLE, Call, Conditional, Infix, Kind, Op, Prefix, Rule, Type
+from optdsl.source import NOWHERE, Source
+from optdsl.targets import TARGETS
+
+PAGE = Path(__file__).with_name("language.md")
+REGION = re.compile(r"(<!-- begin: (?P<name>[a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# What the row of an operator does not say. An entry for an operator that is gone is an error.
+NOTES = {
+    "div": "number / tensor is an operator of its own, `rdiv`",
+    "pow": "`x ** 0.5` is not `sqrt(x)`: they differ in the last bit",
+    "floordiv": "rounds down",
+    "sign": "-1, 0 or 1; 0 for NaN",
+    "max": "of tensors: NaN wins; of numbers: Python's `max`",
+    "min": "of tensors: NaN wins; of numbers: Python's `min`",
+    "lerp": "`lerp(a, b, w)`: from tensor `a` to tensor `b`, as `torch.lerp` rounds it",
+    "where": "`where(mask, a, b)`: chosen for each element",
+    "select": "chosen once, by a number's condition; only the chosen side is computed",
+    "unset": "whether a slot has had no assignment yet",
+    "sum": "of one parameter's elements",
+    "mean": "of one parameter's elements",
+    "norm": "the Euclidean norm of one parameter's elements",
+    "max_abs": "the largest absolute value of one parameter's elements",
+    "dot": "the sum of the products of two tensors' elements",
+    "zeros_like": "in a slot's first value",
+    "full_like": "`full_like(param, number)`, in a slot's first value",
+    "add_scaled": "`a + s * b`",
+    "addcmul": "`a + s * b * c`",
+    "addcdiv": "`a + s * b / c`",
+    "rdiv": "number / tensor: the reciprocal of the tensor, times the number",
+}
+
+MEANINGS = {
+    Code.SYNTAX: "the text is not in the grammar; one per file, as what follows cannot be trusted",
+    Code.TOO_DEEP: "parentheses or blocks are nested deeper than the compiler follows",
+    Code.NUMBER_RANGE: "a literal that float64 does not hold",
+    Code.EMPTY_FILE: "a file without a definition",
+    Code.NOT_UTF8: "a file that is not UTF-8",
+    Code.MISSING_FILE: "a path that does not exist or cannot be read",
+    Code.NO_SPECS: "a folder without spec files",
+    Code.UNKNOWN_NAME: "a name that nothing declares",
+    Code.UNKNOWN_FUNCTION: "a call of something that is no function",
+    Code.UNKNOWN_TYPE: "a type of a hyperparameter that does not exist",
+    Code.UNKNOWN_BASE: "`from` names no optimizer, or the definition itself",
+    Code.UNKNOWN_PROPERTY: "`param.` is followed by no property",
+    Code.DUPLICATE: "something is declared or given twice",
+    Code.CASE_COLLISION: "two names differ in upper and lower case only",
+    Code.RESERVED_NAME: "a name that generated code needs",
+    Code.SHADOWED: "a name that hides another: a `let` one in scope, a definition a shipped one",
+    Code.ARITY: "a function with too many or too few values",
+    Code.WRONG_KIND: "a tensor where a number is needed, or a number where a tensor is",
+    Code.WRONG_TYPE: "a number, condition, text or tuple where another type is needed",
+    Code.DEFAULT_BREAKS_REQUIRE: "the defaults violate a `require`",
+    Code.DEFAULT_ORDER: "an argument without a default behind one that has a default",
+    Code.MISSING_PART: "a definition without something that it needs",
+    Code.OPTION_MISUSE: "an option that is not true or false, or a `fix` of a hyperparameter",
+    Code.NOT_ASSIGNABLE: "an assignment to a name that is not assignable",
+    Code.READ_BEFORE_SET: "a name is read where it may have no value",
+    Code.UNREAD: "a warning: nothing reads a name, or a slot never reaches the parameter",
+    Code.UNSUPPORTED: "valid in the language, but not where it stands or not by a target yet",
+}
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def code(text: str) -> str:
+    return f"`{text}`"
+
+
+def written(op: Op) -> str:
+    """An operator as specs write it, with operands `a`, `b`, `c`."""
+    names = "abcd"[: len(op.operands)]
+    match op.source:
+        case Infix(symbol=symbol):
+            return f"a {symbol} b"
+        case Prefix(symbol=symbol):
+            return f"{symbol}a"
+        case Conditional():
+            return "a if m else b"
+        case Call(name=name) if op.operands[0] is Type.BOOL:
+            return f"{name}(m, {', '.join(names[: len(names) - 1])})"
+        case Call(name=name):
+            return f"{name}({', '.join(names)})"
+        case _:
+            return f"{op.name}({', '.join(names)})"
+
+
+def taken(op: Op) -> str:
+    """Where an operator can stand: on numbers, on tensors, in a kernel."""
+    tensors = op.torch is not None and op.rule is not Rule.SCALAR_ONLY
+    places = (("numbers", op.host is not None), ("tensors", tensors))
+    return ", ".join(word for word, holds in places if holds) or "slots"
+
+
+def operators() -> str:
+    return table(
+        ("written", "operands", "result", "on", "fused kernel", "note"),
+        (
+            (
+                code(written(op)),
+                ", ".join(dict.fromkeys("slot" if t is Type.PREDICATE else t for t in op.operands)),
+                op.rule.value if op.rule is not Rule.JOIN else op.result.value,
+                taken(op),
+                "yes" if op.triton is not None else "no",
+                NOTES.get(op.name, ""),
+            )
+            for op in TABLE
+            if op.source is not None
+        ),
+    )
+
+
+def nodes() -> str:
+    return table(
+        ("node", "means"),
+        ((code(written(op)), NOTES[op.name]) for op in TABLE if op.source is None),
+    )
+
+
+def kinds() -> str:
+    meanings = {
+        Kind.OPTION: "options and literals",
+        Kind.HYPER: "hyperparameters, `param.ndim`, `param.numel`: a number per group or parameter",
+        Kind.SCALAR: "slots that begin as a number: one number per parameter and step",
+        Kind.GLOBAL: "one number for all parameters; no operator makes it yet",
+        Kind.REDUCED: "one number per parameter, from its elements: `norm(grad)`",
+        Kind.FACTORED: "rows and columns; no operator makes it yet",
+        Kind.ELEMENTWISE: "`param`, `grad`, slots that are tensors",
+        Kind.MATRIX: "the parameter as a matrix; no operator makes it yet",
+    }
+    return table(
+        ("kind", "what has it"), ((kind.name.lower(), meanings[kind]) for kind in Kind)
+    )
+
+
+def codes() -> str:
+    return table(("code", "means"), ((code(c), MEANINGS[c]) for c in Code))
+
+
+def targets() -> str:
+    empty = Source("spec.opt", "")
+    samples = {
+        Spec: Spec("NAME", empty, "", (), (), (), (), (), ()),
+        Schedule: Schedule("NAME", empty, "", (), (), (), (), None, None, (), (), (), NOWHERE),
+    }
+    return table(
+        ("target", "of", "template", "file of the package"),
+        (
+            (
+                code(t.name),
+                "optimizers" if t.unit is Spec else "schedules",
+                code(f"templates/{t.template}"),
+                "shown only" if t.path is None else code(str(t.path(samples[t.unit]))),
+            )
+            for t in TARGETS
+        ),
+    )
+
+
+def words(names: Iterable[str]) -> str:
+    return ", ".join(code(name) for name in sorted(names, key=lambda n: (n.lower(), n))) + "\n"
+
+
+def reserved() -> str:
+    return words(resolve.RESERVED)
+
+
+def taken_by_schedules() -> str:
+    given = {name for name, _ in resolve._Schedule.GIVEN}
+    return words((resolve._Schedule.TAKEN | given) - resolve.RESERVED)
+
+
+def flags() -> str:
+    return ", ".join(map(code, FLAGS)) + "\n"
+
+
+REGIONS: dict[str, Callable[[], str]] = {
+    "operators": operators,
+    "nodes": nodes,
+    "kinds": kinds,
+    "codes": codes,
+    "targets": targets,
+    "flags": flags,
+    "reserved": reserved,
+    "schedulenames": taken_by_schedules,
+}
+
+
+def filled(text: str) -> str:
+    """The page with every region made anew."""
+    unknown = NOTES.keys() - {op.name for op in TABLE}
+    if unknown:
+        raise SystemExit(f"NOTES speaks of operators that are gone: {', '.join(sorted(unknown))}")
+    found = [match["name"] for match in REGION.finditer(text)]
+    if sorted(found) != sorted(REGIONS):
+        raise SystemExit(f"{PAGE.name} has the regions {found}, not {list(REGIONS)}")
+    return REGION.sub(lambda match: f"{match[1]}\n{REGIONS[match['name']]()}\n{match[3]}", text)
+
+
+def main() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    planned = filled(text)
+    if sys.argv[1:] == ["--check"]:
+        if planned != text:
+            raise SystemExit(f"{PAGE.name} is out of date. To repair it: python docs/tables.py")
+    elif sys.argv[1:]:
+        raise SystemExit("usage: python docs/tables.py [--check]")
+    elif planned != text:
+        PAGE.write_text(planned, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,333 @@
+"""syntax.Expr -> ir.Expr: names bound, kinds inferred, operands checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import assert_never
+
+from optdsl import ir, syntax
+from optdsl.diagnostics import Code, Log, did_you_mean
+from optdsl.ir import Hyper, Role
+from optdsl.ops import BINARY, FUNCTIONS, OPS, Kind, Rule, Type
+from optdsl.resolve.scope import Scope, a
+from optdsl.resolve.words import TYPES, count, spoken
+from optdsl.source import Span
+
+CONSTANTS = {"pi": math.pi, "inf": math.inf}
+PROPERTIES = ("ndim", "numel")
+LARGEST_INTEGER = 2**53
+
+
+class ExpressionResolver:
+    """Binds expressions in a scope. Every method that gives None has reported why."""
+
+    def __init__(self, definition: syntax.Definition, log: Log) -> None:
+        self.definition = definition
+        self.log = log
+        self.scope = Scope()
+        self.hypers: list[Hyper] = []
+        # At this place in the update: slots that may be unset, conditions known to hold, and the
+        # condition under which each slot exists.
+        self.unset: frozenset[str] = frozenset()
+        self.guards: frozenset[ir.Expr] = frozenset()
+        self.whens: dict[str, ir.Expr] = {}
+
+    def expr(self, node: syntax.Expr) -> ir.Expr | None:
+        """The bound expression; None after an error."""
+        match node:
+            case syntax.Name():
+                return self._name(node)
+            case syntax.Number():
+                return self._number(node)
+            case syntax.Text(value=value) | syntax.Truth(value=value):
+                return ir.Const(value, span=node.span)
+            case syntax.Unset():
+                self.log.error(
+                    Code.NOT_ASSIGNABLE, "'unset' is a slot's first value only.", node.span
+                )
+                return None
+            case syntax.Unary(operator=operator):
+                return self.operation("neg" if operator == "-" else "not", (node.operand,), node)
+            case syntax.Binary(operator=operator):
+                return self.operation(BINARY[operator].name, (node.left, node.right), node)
+            case syntax.Comparison():
+                return self._comparison(node)
+            case syntax.Choice():
+                return self.operation("select", (node.condition, node.then, node.orelse), node)
+            case syntax.CallExpr():
+                return self._call(node)
+            case syntax.Property():
+                return self._property(node)
+            case syntax.TupleExpr():
+                self.log.error(
+                    Code.WRONG_TYPE, "A tuple stands only as the default of a tuple.", node.span
+                )
+                return None
+            case _:
+                assert_never(node)
+
+    # Leaves
+
+    def _name(self, node: syntax.Name) -> ir.Expr | None:
+        if node.text in CONSTANTS:
+            return ir.Const(CONSTANTS[node.text], node.text, node.span)
+        known = self.scope.names.get(node.text)
+        if known is None:
+            self._refuse_unknown(node)
+            return None
+        if node.text in self.scope.broken:
+            return None
+        parts = next((h.components for h in self.hypers if h.name == node.text), ())
+        if parts:
+            self.log.error(
+                Code.WRONG_TYPE, f"'{node.text}' is a tuple.", node.span,
+                hints=(f"Use its parts: {', '.join(parts)}.",),
+            )  # fmt: skip
+            return None
+        self.check_exists(node)
+        if node.text in self.unset:
+            self.log.error(
+                Code.READ_BEFORE_SET, f"The slot '{node.text}' may be unset here.", node.span,
+                hints=(f"Ask first: if unset({node.text}) {{ {node.text} = ... }} else {{ ... }}",),
+            )  # fmt: skip
+        return replace(known, span=node.span)
+
+    def _refuse_unknown(self, node: syntax.Name) -> None:
+        hints = did_you_mean(node.text, (*self.scope.names, *CONSTANTS))
+        if node.text in FUNCTIONS:
+            hints = (f"'{node.text}' is a function: {node.text}(...).",)
+        if node.text in ("True", "False"):
+            hints = (f"Write '{node.text.lower()}'.",)
+        self.log.error(
+            Code.UNKNOWN_NAME, f"Unknown name '{node.text}'.", node.span,
+            "not a slot, hyperparameter or local name", hints=hints,
+        )  # fmt: skip
+
+    def check_exists(self, node: syntax.Name) -> None:
+        """A slot is used only where its `when` holds."""
+        when = self.whens.get(node.text)
+        if when is None or when in self.guards:
+            return
+        self.log.error(
+            Code.READ_BEFORE_SET,
+            f"The slot '{node.text}' exists only when {when.span.text}.",
+            node.span,
+            related=((when.span, "this condition"),),
+            hints=(f"Use it inside: if {when.span.text} {{ ... }}",),
+        )
+
+    def _number(self, node: syntax.Number) -> ir.Expr | None:
+        is_integer = node.text.isdigit()
+        if is_integer and len(node.text) > 1 and node.text.startswith("0"):
+            self.log.error(
+                Code.NUMBER_RANGE, "This integer begins with a zero.", node.span,
+                hints=(f"Write it as {node.text.lstrip('0')[:20] or '0'}.",),
+            )  # fmt: skip
+            return None
+        # Beyond 2**53 float64 skips integers, and beyond 4,300 digits Python refuses to convert.
+        if len(node.text) > 400 or (is_integer and float(node.text) > LARGEST_INTEGER):
+            what = "integer" if is_integer else "number"
+            self.log.error(
+                Code.NUMBER_RANGE, f"This {what} has more digits than float64 holds.", node.span,
+                notes=(f"The largest integer is 2**53 = {LARGEST_INTEGER}.",),
+                hints=("Write it as a real number, such as 1e20.",),
+            )  # fmt: skip
+            return None
+        value = int(node.text) if is_integer else float(node.text)
+        if math.isinf(value):
+            self.log.error(
+                Code.NUMBER_RANGE, "This number is larger than float64 holds.", node.span,
+                hints=("For infinity write 'inf'.",),
+            )  # fmt: skip
+            return None
+        return ir.Const(value, span=node.span)
+
+    def _property(self, node: syntax.Property) -> ir.Expr | None:
+        known = tuple(f"param.{p}" for p in PROPERTIES)
+        written = f"{node.base.text}.{node.name.text}"
+        if written not in known:
+            self.log.error(
+                Code.UNKNOWN_PROPERTY, f"Unknown property '{written}'.", node.span,
+                hints=did_you_mean(written, known) or (f"There are {' and '.join(known)}.",),
+            )  # fmt: skip
+            return None
+        return ir.Ref(written, Role.PROPERTY, Kind.HYPER, span=node.span)
+
+    # Operations
+
+    def _call(self, node: syntax.CallExpr) -> ir.Expr | None:
+        name = node.function.text
+        if name == "unset":
+            return self._unset(node)
+        if name in FUNCTIONS:
+            return self.operation(FUNCTIONS[name].name, node.arguments, node)
+        hints = did_you_mean(name, FUNCTIONS)
+        if name in self.scope.names:
+            role = a(self.scope.names[name].role)
+            hints = (f"'{name}' is {role}. A product is written '{name} * (...)'.",)
+        self.log.error(
+            Code.UNKNOWN_FUNCTION, f"Unknown function '{name}'.", node.function.span, hints=hints
+        )
+        return None
+
+    def _unset(self, node: syntax.CallExpr) -> ir.Expr | None:
+        match node.arguments:
+            case (syntax.Name(text=text) as name,) if (
+                text in self.scope.names and self.scope.names[text].role is Role.STATE
+            ):
+                slot = replace(self.scope.names[text], span=name.span)
+                return ir.Apply("unset", (slot,), Kind.SCALAR, node.span)
+            case _:
+                self.log.error(
+                    Code.WRONG_TYPE, "'unset' asks about one slot.", node.span,
+                    hints=("Write: unset(slot)",),
+                )  # fmt: skip
+                return None
+
+    def _comparison(self, node: syntax.Comparison) -> ir.Expr | None:
+        values = [self.expr(operand) for operand in node.operands]
+        result: ir.Expr | None = None
+        for place, operator in enumerate(node.operators):
+            nodes, pair = node.operands[place : place + 2], values[place : place + 2]
+            span = nodes[0].span.to(nodes[1].span)
+            link = self._checked(BINARY[operator].name, pair, nodes, span)
+            if link is None:
+                return None
+            result = link if result is None else ir.apply("and", result, link, span=node.span)
+        return result
+
+    def operation(
+        self, op: str, operands: tuple[syntax.Expr, ...], node: syntax.Expr | syntax.Stmt
+    ) -> ir.Apply | ir.Const | None:
+        values = [self.expr(operand) for operand in operands]
+        needed = len(OPS[op].operands)
+        if len(values) != needed:
+            self.log.error(
+                Code.ARITY, f"'{op}' takes {count(needed, 'value')}, not {len(values)}.", node.span
+            )
+            return None
+        return self._checked(op, values, operands, node.span)
+
+    def _checked(
+        self,
+        op: str,
+        values: list[ir.Expr | None],
+        nodes: tuple[syntax.Expr, ...],
+        span: Span,
+    ) -> ir.Apply | ir.Const | None:
+        args = tuple(v for v in values if v is not None)
+        if len(args) < len(values):
+            return None
+        fits = [
+            self._operand(op, value, node.span, expected)
+            for value, node, expected in zip(args, nodes, OPS[op].operands, strict=True)
+        ]
+        if not all(fits) or not self._texts(op, args) or not self._kinds(op, args, span):
+            return None
+        match op, args:
+            case "neg", (ir.Const(value=int() | float() as number, symbol=""),):
+                return ir.Const(-number, span=span)
+            case "div", (left, right) if ir.is_scalar(left) and not ir.is_scalar(right):
+                op = "rdiv"
+        return ir.apply(op, *args, span=span)
+
+    def _operand(self, op: str, value: ir.Expr, span: Span, expected: Type) -> bool:
+        found = ir.type_of(value)
+        # A mask used as a number is 0 or 1; texts compare with texts.
+        mask = expected is Type.NUMBER and found is Type.BOOL and not ir.is_scalar(value)
+        text = op in ("eq", "ne") and found is Type.TEXT
+        if found is expected or mask or text:
+            return True
+        self.log.error(
+            Code.WRONG_TYPE,
+            f"'{spoken(op)}' takes {TYPES[expected]}, this is {TYPES[found]}.",
+            span,
+            hints=_conversion(found, expected, span),
+        )
+        return False
+
+    def _texts(self, op: str, args: tuple[ir.Expr, ...]) -> bool:
+        """A text compares with one of its choices."""
+        texts = [x for x in args if ir.type_of(x) is Type.TEXT]
+        if not texts:
+            return True
+        others = [x for x in args if ir.type_of(x) is not Type.TEXT]
+        if others:
+            self.log.error(
+                Code.WRONG_TYPE, f"'{spoken(op)}' compares a text with a text.", others[0].span
+            )
+            return False
+        for name, constant in (args, args[::-1]):
+            if not isinstance(name, ir.Ref) or not isinstance(constant, ir.Const):
+                continue
+            choices = next((h.type.choices for h in self.hypers if h.name == name.name), ())
+            if choices and constant.value not in choices:
+                known = " or ".join(f'"{c}"' for c in choices)
+                self.log.error(
+                    Code.WRONG_TYPE, f"'{name.name}' is never \"{constant.value}\".",
+                    constant.span,
+                    hints=did_you_mean(str(constant.value), choices) or (f"It is {known}.",),
+                )  # fmt: skip
+                return False
+        return True
+
+    def _kinds(self, op: str, args: tuple[ir.Expr, ...], span: Span) -> bool:
+        rule = OPS[op].rule
+        widest = max((ir.kind_of(x) for x in args), default=Kind.OPTION)
+        if rule is Rule.SCALAR_ONLY and widest > Kind.SCALAR:
+            hints = ("Choose per element with where(mask, a, b).",) if op == "select" else ()
+            message = f"'{spoken(op)}' works on numbers, not on tensors."
+        elif rule is Rule.INITIAL and not self._makes_slot(args):
+            hints = (f"Write: {op}(param{', value' if len(args) > 1 else ''})",)
+            message = f"'{op}' makes a slot's first value from 'param'."
+        elif (rule is Rule.REDUCE or op in ("lerp", "sign")) and widest <= Kind.SCALAR:
+            hints = ()
+            message = f"'{spoken(op)}' works on tensors, this is a number."
+        elif op == "lerp" and any(ir.is_scalar(x) for x in args[:2]):
+            hints = ("Write: lerp(tensor, tensor, weight)",)
+            message = "'lerp' goes from a tensor to a tensor."
+        else:
+            return True
+        self.log.error(Code.WRONG_KIND, message, span, hints=hints)
+        return False
+
+    def _makes_slot(self, args: tuple[ir.Expr, ...]) -> bool:
+        """zeros_like(param) and full_like(param, number)"""
+        like, *values = args
+        is_param = isinstance(like, ir.Ref) and like.role in (Role.PARAM, Role.GRAD)
+        return is_param and all(ir.is_scalar(v) for v in values)
+
+    # What a place expects
+
+    def expect_bool(self, expr: ir.Expr, span: Span) -> bool:
+        found = ir.type_of(expr)
+        if found is Type.BOOL:
+            return True
+        self.log.error(
+            Code.WRONG_TYPE, f"A condition is needed here, this is {TYPES[found]}.", span,
+            hints=_conversion(found, Type.BOOL, span),
+        )  # fmt: skip
+        return False
+
+    def expect_number(self, expr: ir.Expr, span: Span) -> bool:
+        found = ir.type_of(expr)
+        if found is Type.NUMBER or (found is Type.BOOL and not ir.is_scalar(expr)):
+            return True
+        self.log.error(
+            Code.WRONG_TYPE, f"A number is needed here, this is {TYPES[found]}.", span,
+            hints=_conversion(found, Type.NUMBER, span),
+        )  # fmt: skip
+        return False
+
+
+def _conversion(found: Type, expected: Type, span: Span) -> tuple[str, ...]:
+    text = span.text
+    match found, expected:
+        case Type.NUMBER, Type.BOOL:
+            return (f"Compare it: {text} != 0" if text.isidentifier() else "Compare it: ... != 0",)
+        case Type.BOOL, Type.NUMBER:
+            number = f"1 if {text} else 0" if text.isidentifier() else "1 if ... else 0"
+            return (f"Make it a number: {number}",)
+        case _:
+            return ()

@@ -1,0 +1,375 @@
+"""Hyperparameters, options, conditions: typed, and defaults held against their `require`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from optdsl import ir, syntax
+from optdsl.diagnostics import Code, Log, did_you_mean
+from optdsl.interpret import evaluate
+from optdsl.ir import FLAGS, Base, Hyper, Role, ValueType
+from optdsl.ops import Kind, Type
+from optdsl.resolve.expressions import ExpressionResolver
+from optdsl.resolve.words import (
+    count,
+    head,
+    member_word,
+    placeholders,
+    require_message,
+    type_of,
+    type_phrase,
+)
+from optdsl.source import Span
+from optdsl.unparse import unparse_expr
+
+BASES = {b.value: b for b in Base}
+MODIFIERS = ("optional", "per_group")
+
+
+class MemberResolver(ExpressionResolver):
+    """What all definitions have in common: members, hyperparameters, conditions."""
+
+    def __init__(self, definition: syntax.Definition, log: Log) -> None:
+        super().__init__(definition, log)
+        self.requires: list[ir.Require] = []
+
+    def members(self, *types: type[syntax.Member]) -> list[syntax.Member]:
+        return [m for m in self.definition.members if isinstance(m, types)]
+
+    def only(self, type_: type[syntax.Member], what: str) -> syntax.Member | None:
+        found = self.members(type_)
+        self.refuse_repeated(found, what)
+        return found[0] if found else None
+
+    def refuse_repeated(self, found: list[syntax.Member], what: str) -> None:
+        for extra in found[1:]:
+            self.log.error(
+                Code.DUPLICATE, f"{what} is given twice.", head(extra.span),
+                related=((head(found[0].span), "first given here"),),
+            )  # fmt: skip
+
+    def refuse(self, allowed: tuple[type[syntax.Member], ...], where: str) -> None:
+        """Report the members that do not belong here."""
+        for member in self.definition.members:
+            if not isinstance(member, allowed):
+                self.log.error(
+                    Code.UNSUPPORTED, f"'{member_word(member)}' does not belong in {where}.",
+                    head(member.span),
+                )  # fmt: skip
+
+    def doc(self) -> str:
+        found = self.only(syntax.Doc, "'doc'")
+        return found.text.value.strip() if isinstance(found, syntax.Doc) else ""
+
+    def cites(self) -> tuple[str, ...]:
+        return tuple(m.text.value for m in self.members(syntax.Cite) if isinstance(m, syntax.Cite))
+
+    # Hyperparameters
+
+    def declare_hypers(self) -> None:
+        declarations = [m for m in self.definition.members if isinstance(m, syntax.HyperDecl)]
+        for declaration in declarations:
+            hyper = self._hyper(declaration)
+            if hyper is None:
+                self.scope.broken |= {n.text for n in _declared(declaration)}
+            else:
+                self.hypers.append(hyper)
+        # In the order of the text: the first that fails is the error that users see.
+        clauses = [c for d in declarations for c in d.requires]
+        clauses += [m for m in self.definition.members if isinstance(m, syntax.RequireClause)]
+        for clause in sorted(clauses, key=lambda c: c.span.start):
+            self.add_requires(clause)
+        check_defaults(self.hypers, self.requires, self.definition, self.log)
+
+    def _hyper(self, declaration: syntax.HyperDecl) -> Hyper | None:
+        name, default = declaration.name, declaration.default
+        if declaration.type is not None and declaration.type.components:
+            return self._tuple(declaration, declaration.type.components)
+        implied = Base.BOOL if declaration.is_option else Base.REAL
+        declared = self._value_type(declaration.type, implied)
+        kind = Kind.OPTION if declaration.is_option else Kind.HYPER
+        role = Role.OPTION if declaration.is_option else Role.HYPER
+        value = None if default is None else self.expr(default)
+        fits = self._fits_option if declaration.is_option else self._fits_hyper
+        fits_default = fits(declaration, value, declared)
+        free = self.scope.declare(
+            name, ir.Ref(name.text, role, kind, type_of(declared), name.span), self.log
+        )
+        if not free or not fits_default:
+            return None
+        literal = None if default is None else unparse_expr(default)
+        return Hyper(name.text, kind, declared, value, literal, span=name.span)
+
+    def _fits_option(
+        self, declaration: syntax.HyperDecl, value: ir.Expr | None, declared: ValueType
+    ) -> bool:
+        default = declaration.default
+        if isinstance(default, syntax.Truth) and declared.base is Base.BOOL:
+            return True
+        name = declaration.name.text
+        if default is None or not isinstance(default, syntax.Truth):
+            self.log.error(
+                Code.OPTION_MISUSE, f"The option '{name}' needs a default, true or false.",
+                declaration.name.span if default is None else default.span,
+                hints=(f"A number is declared with: hyper {name} = ...",)
+                if default is not None else (f"Write: option {name} = false",),
+            )  # fmt: skip
+        else:
+            assert declaration.type is not None
+            self.log.error(
+                Code.OPTION_MISUSE, f"The option '{name}' is true or false: it has no type.",
+                declaration.type.span, hints=(f"Write: option {name} = {unparse_expr(default)}",),
+            )  # fmt: skip
+        return False
+
+    def _fits_hyper(
+        self, declaration: syntax.HyperDecl, value: ir.Expr | None, declared: ValueType
+    ) -> bool:
+        default = declaration.default
+        if default is None:
+            return True
+        if value is None:
+            return False
+        if fits(value, declared):
+            return True
+        name = declaration.name.text
+        switch = isinstance(default, syntax.Truth)
+        self.log.error(
+            Code.WRONG_TYPE, f"The default of '{name}' is not {type_phrase(declared)}.",
+            default.span,
+            hints=(f"A switch is declared with: option {name} = {unparse_expr(default)}",)
+            if switch else (),
+        )  # fmt: skip
+        return False
+
+    def _tuple(
+        self, declaration: syntax.HyperDecl, components: tuple[syntax.Name, ...]
+    ) -> Hyper | None:
+        name = declaration.name
+        parts: tuple[ir.Expr, ...] | None = None
+        if declaration.is_option:
+            self.log.error(
+                Code.OPTION_MISUSE, f"The option '{name.text}' is true or false, not a tuple.",
+                components[0].span.to(components[-1].span),
+                hints=(f"Numbers are declared with: hyper {name.text}: (...) = (...)",),
+            )  # fmt: skip
+        else:
+            parts = self.tuple_parts(declaration.default, name, len(components))
+        free = self.scope.declare(
+            name, ir.Ref(name.text, Role.HYPER, Kind.HYPER, Type.TEXT, name.span), self.log
+        )
+        for component in components:
+            part = ir.Ref(component.text, Role.HYPER, Kind.HYPER, Type.NUMBER, component.span)
+            free &= self.scope.declare(component, part, self.log)
+        if parts is None or not free:
+            return None
+        assert declaration.default is not None
+        return Hyper(
+            name.text, Kind.HYPER, ValueType(Base.REAL), None, unparse_expr(declaration.default),
+            tuple(c.text for c in components), parts, name.span,
+        )  # fmt: skip
+
+    def tuple_parts(
+        self, default: syntax.Expr | None, name: syntax.Name, length: int
+    ) -> tuple[ir.Expr, ...] | None:
+        """The values of a tuple's parts."""
+        if not isinstance(default, syntax.TupleExpr) or len(default.items) != length:
+            example = ", ".join(["..."] * length)
+            self.log.error(
+                Code.WRONG_TYPE, f"'{name.text}' needs a default of {count(length, 'number')}.",
+                default.span if default is not None else name.span,
+                hints=(f"Write: ({example})",),
+            )  # fmt: skip
+            return None
+        parts = [self.expr(item) for item in default.items]
+        found = tuple(
+            p
+            for p, item in zip(parts, default.items, strict=True)
+            if p is not None and self.expect_number(p, item.span)
+        )
+        return found if len(found) == length else None
+
+    def _value_type(self, declared: syntax.TypeExpr | None, implied: Base) -> ValueType:
+        if declared is None:
+            return ValueType(implied)
+        if declared.choices:
+            return ValueType(Base.TEXT, choices=tuple(c.value for c in declared.choices))
+        *modifiers, last = (word.text for word in declared.words)
+        for word in declared.words:
+            if word.text not in (*BASES, *MODIFIERS):
+                self._refuse_type(word)
+                return ValueType(implied)
+        if any(m not in MODIFIERS for m in modifiers) or last not in BASES:
+            self.log.error(
+                Code.UNKNOWN_TYPE, f"'{declared.span.text}' is not a type.", declared.span,
+                hints=("A type is one word, or 'optional' or 'per_group' before it.",),
+            )  # fmt: skip
+            return ValueType(implied)
+        return ValueType(BASES[last], "optional" in modifiers, "per_group" in modifiers)
+
+    def _refuse_type(self, word: syntax.Name) -> None:
+        names = (*BASES, *MODIFIERS)
+        aliases = {"float": "real", "str": "text", "boolean": "bool", "integer": "int"}
+        alias = aliases.get(word.text)
+        self.log.error(
+            Code.UNKNOWN_TYPE, f"Unknown type '{word.text}'.", word.span,
+            hints=(f"It is called '{alias}' here.",) if alias
+            else did_you_mean(word.text, names)
+            or (f"Types are {', '.join(BASES)}, and choices such as \"min\" | \"max\".",),
+        )  # fmt: skip
+
+    # Conditions
+
+    def add_requires(self, clause: syntax.RequireClause) -> None:
+        if clause.message is not None:
+            self._check_message(clause.message)
+        for condition in clause.conditions:
+            expr = self.expr(condition)
+            if expr is None or not self.expect_bool(expr, condition.span):
+                continue
+            if ir.kind_of(expr) > Kind.HYPER:
+                self.log.error(
+                    Code.WRONG_KIND, "A 'require' speaks of hyperparameters, not of values.",
+                    condition.span,
+                )  # fmt: skip
+                continue
+            read = (r.name for r in ir.refs(expr) if r.role in (Role.HYPER, Role.OPTION))
+            hypers = tuple(dict.fromkeys(read))
+            text = clause.message.value if clause.message else require_message(hypers, condition)
+            self.requires.append(ir.Require(expr, text, hypers, condition.span))
+
+    def _check_message(self, message: syntax.Text) -> None:
+        for offset, name in placeholders(message.value):
+            known = self.scope.names.get(name)
+            if known is not None and known.role in (Role.HYPER, Role.OPTION):
+                continue
+            start = message.span.start + 1 + offset
+            span = Span(message.span.source, start, start + max(1, len(name)))
+            if name in ("{", "}"):
+                self.log.error(
+                    Code.UNKNOWN_NAME, f"A '{name}' without its partner in a message.", span,
+                    hints=("Braces hold a hyperparameter's name: {lr}.",),
+                )  # fmt: skip
+                continue
+            self.log.error(
+                Code.UNKNOWN_NAME, f"Unknown name '{name}' in a message.", span,
+                "not a hyperparameter", hints=did_you_mean(name, self.scope.names),
+            )  # fmt: skip
+
+    # The constructor's order
+
+    def signature(self) -> tuple[str, ...]:
+        names: list[str] = []
+        for member in self.definition.members:
+            match member:
+                case syntax.HyperDecl(name=name):
+                    names.append(name.text)
+                case syntax.Flags():
+                    names += ["*", *FLAGS]
+        return tuple(names)
+
+    def check_order(self, signature: tuple[str, ...]) -> None:
+        """A positional argument without a default cannot follow one with a default."""
+        by_name = {h.name: h for h in self.hypers}
+        optional: str | None = None
+        for name in signature:
+            hyper = by_name.get(name)
+            if name == "*":
+                return
+            if hyper is None or hyper.literal is not None:
+                optional = name
+            elif optional is not None:
+                self.log.error(
+                    Code.DEFAULT_ORDER,
+                    f"'{name}' has no default but stands behind '{optional}', which has one.",
+                    hyper.span, hints=("Declare it before, or give it a default.",),
+                )  # fmt: skip
+
+
+def _declared(declaration: syntax.HyperDecl) -> tuple[syntax.Name, ...]:
+    """The names that a declaration makes."""
+    components = declaration.type.components if declaration.type is not None else ()
+    return (declaration.name, *components)
+
+
+def fits(value: ir.Expr, declared: ValueType) -> bool:
+    """Whether a default is of the declared type."""
+    match value, declared.base:
+        case ir.Const(value=str() as text), Base.TEXT:
+            return not declared.choices or text in declared.choices
+        case ir.Const(value=bool()), base:
+            return base is Base.BOOL
+        case ir.Const(value=int()), Base.INT | Base.REAL:
+            return True
+        case ir.Const(value=float()), base:
+            return base is Base.REAL
+        case ir.Const(), _:
+            return False
+        case _:
+            return ir.type_of(value) is type_of(declared)
+
+
+@dataclass(frozen=True, slots=True)
+class _Default:
+    value: object
+    span: Span
+
+
+def check_defaults(
+    hypers: Iterable[Hyper],
+    requires: Iterable[ir.Require],
+    definition: syntax.Definition,
+    log: Log,
+    fixed: Mapping[str, ir.Const] | None = None,
+) -> None:
+    """A default that breaks its own `require` would make the plain constructor fail."""
+    defaults: dict[str, _Default] = {}
+    for name, expr in _default_values(hypers, fixed or {}):
+        try:
+            value = evaluate(expr, {n: d.value for n, d in defaults.items()})
+        except KeyError:
+            continue  # it reads a required hyperparameter, or one in error
+        defaults[name] = _Default(value, expr.span)
+    for require in requires:
+        if not set(require.hypers) <= set(defaults):
+            continue  # it speaks of a required hyperparameter: there is no default to hold
+        if any(r.role is Role.PROPERTY for r in ir.refs(require.condition)):
+            continue  # it speaks of a parameter that is not there yet
+        if not evaluate(require.condition, {n: d.value for n, d in defaults.items()}):
+            _refuse_defaults(require, defaults, definition, log)
+
+
+def _default_values(
+    hypers: Iterable[Hyper], fixed: Mapping[str, ir.Const]
+) -> Iterable[tuple[str, ir.Expr]]:
+    for hyper in hypers:
+        if hyper.name in fixed:
+            yield hyper.name, fixed[hyper.name]
+        elif hyper.default is not None:
+            yield hyper.name, hyper.default
+        yield from zip(hyper.components, hyper.parts, strict=True)
+
+
+def _refuse_defaults(
+    require: ir.Require, defaults: Mapping[str, _Default], definition: syntax.Definition, log: Log
+) -> None:
+    """The smallest wrong place is the default where one is to blame, and in a derived optimizer
+    what it sets; else the condition."""
+    blamed = [defaults[n].span for n in require.hypers]
+    whole = definition.span
+    here = [s for s in blamed if s.source == whole.source and whole.start <= s.start < whole.end]
+    values = ", ".join(f"{n} = {defaults[n].value}" for n in require.hypers)
+    if len(blamed) == 1 or (here and definition.base is not None):
+        log.error(
+            Code.DEFAULT_BREAKS_REQUIRE,
+            f"This default breaks the condition {' '.join(require.span.text.split())}.",
+            (here or blamed)[0],
+            related=((require.span, "this condition"),),
+            notes=(f"The defaults are {values}.",) if len(blamed) > 1 else (),
+        )
+        return
+    log.error(
+        Code.DEFAULT_BREAKS_REQUIRE, "The defaults break this condition.", require.span,
+        notes=(f"The defaults are {values}.",) if values else (),
+    )  # fmt: skip

@@ -1,0 +1,279 @@
+"""`optimizer Name { ... }` -> Spec."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from optdsl import ir, syntax
+from optdsl.diagnostics import Code, did_you_mean
+from optdsl.ir import FLAGS, Role, Spec, State
+from optdsl.ops import OPS, Kind, Rule, Type
+from optdsl.resolve.statements import StatementResolver
+from optdsl.resolve.words import head
+from optdsl.source import Span
+
+MEMBERS = (
+    syntax.Doc, syntax.Cite, syntax.HyperDecl, syntax.Flags, syntax.Signature, syntax.StateDecl,
+    syntax.RequireClause, syntax.ParamRequire, syntax.Update,
+)  # fmt: skip
+
+
+class OptimizerResolver(StatementResolver):
+    def resolve(self) -> Spec | None:
+        name = self.definition.name
+        self.refuse(MEMBERS, "an optimizer")
+        self.declare_hypers()
+        self._refuse_per_group()
+        self.scope.names["param"] = ir.Ref("param", Role.PARAM, Kind.ELEMENTWISE)
+        self.scope.names["grad"] = ir.Ref("grad", Role.GRAD, Kind.ELEMENTWISE)
+        states = self._states()
+        for member in self.members(syntax.ParamRequire):
+            assert isinstance(member, syntax.ParamRequire)
+            self.add_requires(member.clause)
+        signature = self._signature()
+        self.check_order(signature)
+        doc, cites = self.doc(), self.cites()
+        update = self.only(syntax.Update, "'update'")
+        if not isinstance(update, syntax.Update):
+            self.log.error(
+                Code.MISSING_PART, f"'{name.text}' has no 'update'.", name.span,
+                hints=("Add: update { descend lr * grad }",),
+            )  # fmt: skip
+            return None
+        if update.parameters:
+            self.log.error(
+                Code.UNSUPPORTED, "An optimizer's update takes nothing.", update.parameters[0].span,
+                hints=("Write: update { ... }",),
+            )  # fmt: skip
+        self.unset = frozenset(s.name for s in states if s.initial is None)
+        spec = Spec(
+            name.text, self.definition.span.source, doc, cites, tuple(self.hypers), signature,
+            tuple(self.requires), states, self.infer(update.body), span=name.span,
+        )  # fmt: skip
+        if not self.log.failed:
+            self._check_use(spec, update)
+        return spec
+
+    def _refuse_per_group(self) -> None:
+        for member in self.members(syntax.HyperDecl):
+            assert isinstance(member, syntax.HyperDecl)
+            for word in member.type.words if member.type is not None else ():
+                if word.text == "per_group":
+                    self.log.error(
+                        Code.UNSUPPORTED, "Every hyperparameter of an optimizer is one per group.",
+                        word.span, hints=("Leave 'per_group' out.",),
+                    )  # fmt: skip
+
+    # Slots
+
+    def _states(self) -> tuple[State, ...]:
+        found = []
+        for member in self.members(syntax.StateDecl):
+            assert isinstance(member, syntax.StateDecl)
+            state = self._state(member)
+            if state is not None:
+                found.append(state)
+        return tuple(found)
+
+    def _state(self, member: syntax.StateDecl) -> State | None:
+        name = member.name
+        if member.type is not None:
+            self.log.error(
+                Code.UNSUPPORTED, "A slot takes its type from the precision policy.",
+                member.type.span, hints=(f"Write: state {name.text} = ...",),
+            )  # fmt: skip
+        when = None if member.when is None else self._when(member.when)
+        initial = self._initial(member.initial)
+        is_unset = isinstance(member.initial, syntax.Unset)
+        kind = Kind.ELEMENTWISE if is_unset or initial is None else ir.kind_of(initial)
+        kind = max(kind, Kind.SCALAR)
+        ref = ir.Ref(name.text, Role.STATE, kind, Type.NUMBER, name.span)
+        if not self.scope.declare(name, ref, self.log):
+            return None
+        if initial is None and not is_unset:
+            self.scope.broken.add(name.text)
+        if when is not None:
+            self.whens[name.text] = when
+        return State(name.text, kind, initial, when, member.eager, name.span)
+
+    def _when(self, node: syntax.Expr) -> ir.Expr | None:
+        """Whether a slot exists is decided before anything is computed."""
+        when = self.expr(node)
+        if when is None or not self.expect_bool(when, node.span):
+            return None
+        if ir.kind_of(when) <= Kind.HYPER:
+            return when
+        self.log.error(
+            Code.WRONG_KIND, "Whether a slot exists cannot depend on the step.", node.span,
+            hints=("'when' reads options, hyperparameters, param.ndim and param.numel.",),
+        )  # fmt: skip
+        return None
+
+    def _initial(self, node: syntax.Expr) -> ir.Expr | None:
+        """A slot's first value: a number, zeros_like(param) or full_like(param, number)."""
+        if isinstance(node, syntax.Unset):
+            return None
+        initial = self.expr(node)
+        if initial is None or not self.expect_number(initial, node.span):
+            return None
+        slots = [r for r in ir.refs(initial) if r.role is Role.STATE]
+        if slots:
+            self.log.error(
+                Code.READ_BEFORE_SET, f"The slot '{slots[0].name}' has no value yet.",
+                slots[0].span, hints=("A first value reads hyperparameters and 'param'.",),
+            )  # fmt: skip
+            return None
+        fresh = isinstance(initial, ir.Apply) and OPS[initial.op].rule is Rule.INITIAL
+        if fresh or ir.is_scalar(initial):
+            return initial
+        self.log.error(
+            Code.WRONG_KIND, "A slot cannot begin with this tensor.", node.span,
+            hints=("Begin with a number, zeros_like(param), full_like(param, number) or unset.",),
+        )  # fmt: skip
+        return None
+
+    # The constructor's order
+
+    def _signature(self) -> tuple[str, ...]:
+        given = self.only(syntax.Signature, "'signature'")
+        dots = self.members(syntax.Flags)
+        self.refuse_repeated(dots, "'...'")
+        if not isinstance(given, syntax.Signature):
+            names = self.signature()
+            return names if "*" in names else (*names, "*", *FLAGS)
+        for extra in dots[:1]:
+            self.log.error(
+                Code.DUPLICATE, "The signature says where the flags stand.", extra.span,
+                related=((head(given.span), "the signature"),), hints=("Remove this line.",),
+            )  # fmt: skip
+        self._check_signature(given)
+        listed = {n.text for n in given.names}
+        result: list[str] = []
+        for name in given.names:
+            match name.text:
+                case "params":
+                    continue
+                case "...":
+                    result += [h.name for h in self.hypers if h.name not in listed]
+                    result += [f for f in FLAGS if f not in listed]
+                case text:
+                    result.append(text)
+        flags_left = [f for f in FLAGS if f not in result]
+        if flags_left:
+            result += ([] if "*" in result else ["*"]) + flags_left
+        return tuple(result)
+
+    def _check_signature(self, given: syntax.Signature) -> None:
+        declared = [n for n in self.signature() if n not in FLAGS and n != "*"]
+        known = {*declared, *FLAGS, "*", "...", "params"}
+        seen: dict[str, Span] = {}
+        for place, name in enumerate(given.names):
+            if name.text not in known:
+                self.log.error(
+                    Code.UNKNOWN_NAME, f"Unknown name '{name.text}'.", name.span,
+                    "not a hyperparameter, option or flag", hints=did_you_mean(name.text, known),
+                )  # fmt: skip
+            elif name.text in seen:
+                self.log.error(
+                    Code.DUPLICATE, f"'{name.text}' stands twice in the signature.", name.span,
+                    related=((seen[name.text], "first here"),),
+                )  # fmt: skip
+            elif name.text == "params" and place > 0:
+                self.log.error(
+                    Code.DEFAULT_ORDER, "'params' is the first argument.", name.span,
+                    hints=("Write: signature (params, ...)",),
+                )  # fmt: skip
+            seen.setdefault(name.text, name.span)
+        left = [n for n in declared if n not in seen]
+        if left and "..." not in seen:
+            self.log.error(
+                Code.MISSING_PART, f"The signature leaves out '{left[0]}'.", given.span,
+                hints=("'...' stands for all that is not named.",),
+            )  # fmt: skip
+        last = given.names[-1]
+        if last.text == "*" and "..." not in seen and set(FLAGS) <= set(seen):
+            self.log.error(
+                Code.MISSING_PART, "Nothing stands behind the '*' of the signature.", last.span
+            )
+
+    # What has no effect
+
+    def _check_use(self, spec: Spec, update: syntax.Update) -> None:
+        """Warn of what has no effect; refuse an update that changes nothing."""
+        if not any(_changes_param(s) for s in ir.statements(spec.body)):
+            self.log.error(
+                Code.MISSING_PART, "This update never changes the parameter.", head(update.span),
+                hints=("End it with: descend lr * grad",),
+            )  # fmt: skip
+            return
+        effective = effective_names(spec.body)
+        conditions = [e for s in spec.states for e in (s.when, s.initial) if e is not None]
+        wanted = effective | {r.name for c in conditions for r in ir.refs(c)}
+        body = list(ir.statements(spec.body))
+        read = {r.name for s in body for e in ir.expressions(s) for r in ir.refs(e)}
+        for slot in spec.states:
+            # `step` is what every user expects to find in a checkpoint.
+            if slot.name not in effective and slot.name != "step":
+                self._warn_unread("slot ", slot.name, slot.span, read)
+        for hyper in spec.hypers:
+            if not wanted & {hyper.name, *hyper.components}:
+                self._warn_unread("", hyper.name, hyper.span, read)
+        for stmt in body:
+            if isinstance(stmt, ir.Let) and stmt.name not in effective:
+                self._warn_unread("", stmt.name, name_in_let(stmt), read)
+
+    def _warn_unread(self, what: str, name: str, span: Span, read: set[str]) -> None:
+        message = f"The {what}'{name}'" if what else f"'{name}'"
+        if name in read:
+            message = f"{message} never reaches the parameter."
+        else:
+            message = f"Nothing reads {message.replace('The ', 'the ')}."
+        self.log.warning(Code.UNREAD, message, span, hints=("Remove it, or use it in the update.",))
+
+
+def name_in_let(stmt: ir.Let) -> Span:
+    """`let name = ...` -> the place of the name."""
+    start = stmt.span.start + stmt.span.text.index(stmt.name, len("let"))
+    return Span(stmt.span.source, start, start + len(stmt.name))
+
+
+def _changes_param(stmt: ir.Stmt) -> bool:
+    match stmt:
+        case ir.Descend():
+            return True
+        case ir.Assign(target=target):
+            return target.role is Role.PARAM
+        case _:
+            return False
+
+
+def effective_names(body: tuple[ir.Stmt, ...]) -> frozenset[str]:
+    """The names whose values reach the parameter, in this step or through a slot in a later one."""
+    needed = {"param"}
+
+    def visit(block: tuple[ir.Stmt, ...]) -> bool:
+        """Whether the block writes something needed."""
+        hit = False
+        for stmt in reversed(block):
+            match stmt:
+                case ir.Let(name=name, value=value):
+                    writes = name in needed
+                case ir.Assign(target=target, value=value):
+                    writes = target.name in needed
+                case ir.Descend(value=value):
+                    writes = True
+                case ir.If(condition=value):
+                    inner = visit(stmt.then)
+                    writes = visit(stmt.orelse) or inner
+                case _:
+                    assert_never(stmt)
+            if writes:
+                hit = True
+                needed.update(r.name for r in ir.refs(value))
+        return hit
+
+    while True:
+        before = len(needed)
+        visit(body)
+        if len(needed) == before:
+            return frozenset(needed)

@@ -1,0 +1,122 @@
+"""The names of a definition: which there are, where they come from, and which are refused."""
+
+from __future__ import annotations
+
+import keyword
+from dataclasses import dataclass, field
+
+from optdsl import syntax
+from optdsl.diagnostics import Code, Log
+from optdsl.ir import FLAGS, Ref, Role
+from optdsl.source import Span
+
+PYTHON = frozenset({*keyword.kwlist, "case", "match", "true", "false"})
+MEANINGS = {
+    "param": "the parameter",
+    "grad": "the gradient",
+    "pi": "a constant",
+    "inf": "a constant",
+    **dict.fromkeys(FLAGS, "an execution flag that every optimizer has"),
+}
+# What generated modules call by these names, inside the functions that hold the author's names.
+GENERATED = frozenset(
+    {"self", "params", "grads", "group", "rows", "row", "torch", "math", "optimizer", "closure"}
+    | {"defaults", "lr_scheduler", "t", "base_lr", "metric", "last_epoch"}
+    | {"number", "map", "zip", "max", "min", "abs", "float", "super"}
+    | {"as_real", "as_real_list", "full_like", "scale_"}
+)
+# Names of classes and modules that a generated module imports.
+IMPORTED = frozenset(
+    {"any", "classvar", "group", "lrscheduler", "optimizer", "paramst", "rate", "rows", "slot"}
+    | {"tensor", "torch", "lr_scheduler", "__init__"}
+)
+
+
+def refuse_reserved(name: syntax.Name, log: Log) -> None:
+    text = name.text
+    if text in PYTHON:
+        reason = f"'{text}' is a word of Python."
+    elif text in MEANINGS:
+        reason = f"'{text}' is {MEANINGS[text]}."
+    elif text in GENERATED:
+        reason = f"Generated code uses the name '{text}' itself."
+    elif text.startswith("_"):
+        reason = f"'{text}' begins with '_': such names belong to generated code."
+    elif "__" in text:
+        reason = f"'{text}' has '__' in it: such names belong to Python."
+    else:
+        return
+    suggestion = f"{text.strip('_').replace('__', '_') or 'my'}_value"
+    hint = f"Choose another name, such as '{suggestion}'."
+    log.error(Code.RESERVED_NAME, reason, name.span, hints=(hint,))
+
+
+def refuse_reserved_definition(name: syntax.Name, log: Log) -> None:
+    """A definition names a class, and in small letters a file and a module."""
+    text, folded = name.text, name.text.lower()
+    if folded in {k.lower() for k in PYTHON}:
+        reason = f"'{folded}.py' could not be imported: '{folded}' is a word of Python."
+    elif folded in IMPORTED:
+        reason = f"Generated code uses the name '{text}' itself."
+    elif text.startswith("_"):
+        reason = f"'{text}' begins with '_': such names belong to generated code."
+    else:
+        return
+    hint = f"Choose another name, such as 'My{text.strip('_').title()}'."
+    log.error(Code.RESERVED_NAME, reason, name.span, hints=(hint,))
+
+
+def a(noun: str) -> str:
+    """`a slot`, `an option`"""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+@dataclass
+class Scope:
+    """Slots, hyperparameters and local names are one namespace in expressions; functions and
+    contextual keywords are others."""
+
+    names: dict[str, Ref] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
+    # Declared names whose value is in error: reading them is not a second error.
+    broken: set[str] = field(default_factory=set)
+
+    def declare(self, name: syntax.Name, ref: Ref, log: Log) -> bool:
+        """Whether the name was free."""
+        refuse_reserved(name, log)
+        known = self.names.get(name.text)
+        if known is not None:
+            self._refuse_second(name, ref, known, log)
+            return False
+        folded = {n.lower(): n for n in self.names}
+        other = folded.get(name.text.lower())
+        if other is not None and ref.role is not Role.LOCAL:
+            first = self.spans.get(other)
+            log.error(
+                Code.CASE_COLLISION, f"'{name.text}' and '{other}' differ in case only.", name.span,
+                related=((first, "first declared here"),) if first else (),
+                hints=("Give one of them a name that readers cannot mistake for the other.",),
+            )  # fmt: skip
+            return False
+        self.names[name.text] = ref
+        self.spans[name.text] = name.span
+        self.broken.discard(name.text)
+        return True
+
+    def _refuse_second(self, name: syntax.Name, ref: Ref, known: Ref, log: Log) -> None:
+        local = ref.role is Role.LOCAL
+        first = self.spans.get(name.text)
+        assignable = local and known.role in (Role.LOCAL, Role.STATE)
+        log.error(
+            Code.SHADOWED if local else Code.DUPLICATE,
+            f"'{name.text}' is declared already, as {a(known.role)}.",
+            name.span,
+            related=((first, "first declared here"),) if first else (),
+            hints=(f"To change it, write '{name.text} = ...' without 'let'.",) if assignable
+            else ("Choose another name.",) if local else (),
+        )  # fmt: skip
+
+    def close(self, outer: dict[str, Ref]) -> None:
+        """End a block: forget the names that it made."""
+        for name in [n for n in self.names if n not in outer]:
+            del self.names[name]

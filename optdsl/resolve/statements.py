@@ -1,0 +1,216 @@
+"""syntax.Stmt -> ir.Stmt: local names, assignments, branches, and the kinds they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import assert_never
+
+from optdsl import ir, syntax
+from optdsl.diagnostics import Code, Log, did_you_mean
+from optdsl.ir import Role
+from optdsl.ops import BINARY, Kind, Type
+from optdsl.resolve.hypers import MemberResolver
+from optdsl.resolve.scope import a
+from optdsl.resolve.words import TYPES
+
+
+class StatementResolver(MemberResolver):
+    """Binds the statements of an update."""
+
+    def __init__(self, definition: syntax.Definition, log: Log) -> None:
+        super().__init__(definition, log)
+        # The widest kind that was assigned to a local name, by the place of its `let`.
+        self.kinds: dict[int, Kind] = {}
+
+    def infer(self, body: tuple[syntax.Stmt, ...]) -> tuple[ir.Stmt, ...]:
+        """The body with the kinds of its names at their fixpoint: an assignment may widen one."""
+        names, unset, log = dict(self.scope.names), self.unset, self.log
+        while True:
+            kinds = dict(self.kinds)
+            self.scope.names, self.unset, self.log = dict(names), unset, Log()
+            result = self.block(body)
+            if self.kinds == kinds:
+                log.diagnostics += self.log.diagnostics
+                self.log = log
+                return result
+
+    def block(self, body: tuple[syntax.Stmt, ...]) -> tuple[ir.Stmt, ...]:
+        """A block's statements; names that `let` makes in it end with it."""
+        outer = dict(self.scope.names)
+        result = tuple(s for node in body for s in self._statement(node))
+        self.scope.close(outer)
+        return result
+
+    def assignable(self, ref: ir.Ref) -> bool:
+        return ref.role in (Role.PARAM, Role.GRAD, Role.STATE, Role.LOCAL)
+
+    def _statement(self, node: syntax.Stmt) -> Iterator[ir.Stmt]:
+        match node:
+            case syntax.LetStmt():
+                yield from self._let(node)
+            case syntax.AssignStmt():
+                yield from self._assign(node)
+            case syntax.DescendStmt():
+                value = self.expr(node.value)
+                if value is not None and self.expect_number(value, node.value.span):
+                    yield ir.Descend(value, node.span)
+            case syntax.IfStmt():
+                yield from self._if(node)
+            case _:
+                assert_never(node)
+
+    def _let(self, node: syntax.LetStmt) -> Iterator[ir.Stmt]:
+        value = self.expr(node.value)
+        at = node.name.span.start
+        kind = Kind.OPTION if value is None else ir.kind_of(value)
+        kind = self.kinds[at] = max(kind, self.kinds.get(at, Kind.OPTION))
+        type_ = Type.NUMBER if value is None else ir.type_of(value)
+        ref = ir.Ref(node.name.text, Role.LOCAL, kind, type_, node.name.span)
+        free = self.scope.declare(node.name, ref, self.log)
+        if value is None:
+            self.scope.broken.add(node.name.text)
+        elif free:
+            yield ir.Let(node.name.text, value, kind, node.span)
+
+    def _assign(self, node: syntax.AssignStmt) -> Iterator[ir.Stmt]:
+        name = node.target
+        known = self.scope.names.get(name.text)
+        if known is None or not self.assignable(known):
+            self.expr(node.value)
+            self._refuse_target(name, known)
+            return
+        target = replace(known, span=name.span)
+        found = self._augmented(node, target) if node.operator else self._plain(node)
+        if name.text in self.scope.broken or found is None:
+            return
+        value, kind, operator = found
+        if not self._fits_target(target, value, node) or not self._widen(target, kind, node):
+            return
+        self.unset -= {name.text}
+        yield ir.Assign(target, value, operator, node.span)
+
+    def _refuse_target(self, name: syntax.Name, known: ir.Ref | None) -> None:
+        if known is None:
+            self.log.error(
+                Code.UNKNOWN_NAME, f"Unknown name '{name.text}'.", name.span,
+                "not a slot or local name",
+                hints=did_you_mean(name.text, self.scope.names)
+                or (f"A new name is made with: let {name.text} = ...",),
+            )  # fmt: skip
+            return
+        self.log.error(
+            Code.NOT_ASSIGNABLE, f"'{name.text}' is {a(known.role)}: it cannot be assigned.",
+            name.span, hints=(f"Give the new value a name: let {name.text}_now = ...",),
+        )  # fmt: skip
+
+    def _plain(self, node: syntax.AssignStmt) -> tuple[ir.Expr, Kind, str] | None:
+        """target = value"""
+        value = self.expr(node.value)
+        self.check_exists(node.target)
+        return None if value is None else (value, ir.kind_of(value), "")
+
+    def _augmented(
+        self, node: syntax.AssignStmt, target: ir.Ref
+    ) -> tuple[ir.Expr, Kind, str] | None:
+        """target += value -> target = target + value; a number in a slot keeps its operator, for it
+        computes in the slot's own type."""
+        op = BINARY[node.operator].name
+        whole = self.operation(op, (node.target, node.value), node)
+        if not isinstance(whole, ir.Apply):
+            return None
+        if target.role is Role.STATE and target.kind <= Kind.SCALAR:
+            return whole.args[1], whole.kind, op
+        return whole, whole.kind, ""
+
+    def _fits_target(self, target: ir.Ref, value: ir.Expr, node: syntax.AssignStmt) -> bool:
+        found = ir.type_of(value)
+        mask = target.type is Type.NUMBER and found is Type.BOOL and not ir.is_scalar(value)
+        if found is target.type or mask:
+            return True
+        self.log.error(
+            Code.WRONG_TYPE,
+            f"'{target.name}' is {TYPES[target.type]}, this value is {TYPES[found]}.",
+            node.value.span,
+            related=((self.scope.spans[target.name], "declared here"),)
+            if target.name in self.scope.spans
+            else (),
+        )
+        return False
+
+    def _widen(self, target: ir.Ref, kind: Kind, node: syntax.AssignStmt) -> bool:
+        """Let an assignment widen a local name's kind; a slot's is declared."""
+        if kind <= target.kind:
+            return True
+        if target.role is not Role.STATE:
+            declared = self.scope.spans.get(target.name)
+            if declared is not None:
+                self.kinds[declared.start] = kind
+            self.scope.names[target.name] = replace(self.scope.names[target.name], kind=kind)
+            return True
+        self.log.error(
+            Code.WRONG_KIND,
+            f"The slot '{target.name}' is one number, this value is a tensor.",
+            node.value.span,
+            related=((self.scope.spans[target.name], "declared here"),),
+            hints=(f"Declare it as a tensor: state {target.name} = zeros_like(param)",),
+        )
+        return False
+
+    def _if(self, node: syntax.IfStmt) -> Iterator[ir.Stmt]:
+        condition = self._condition(node.condition)
+        unset, guards = self.unset, self.guards
+        self.unset = unset - _known_set(condition, True)
+        self.guards = guards | _known(condition, True)
+        then = self.block(node.then)
+        after_then = self.unset
+        self.unset = unset - _known_set(condition, False)
+        self.guards = guards | _known(condition, False)
+        orelse = self.block(node.orelse)
+        self.guards, self.unset = guards, after_then | self.unset
+        if condition is not None:
+            yield ir.If(condition, then, orelse, node.span)
+
+    def _condition(self, node: syntax.Expr) -> ir.Expr | None:
+        condition = self.expr(node)
+        if condition is None or not self.expect_bool(condition, node.span):
+            return None
+        if ir.kind_of(condition) <= Kind.SCALAR:
+            return condition
+        self.log.error(
+            Code.WRONG_KIND, "A branch cannot depend on a tensor's values.", node.span,
+            hints=("Choose per element with where(mask, a, b).",),
+        )  # fmt: skip
+        return None
+
+
+def _known(condition: ir.Expr | None, holds: bool) -> frozenset[ir.Expr]:
+    """The conditions that hold where this one does, or does not."""
+    match condition, holds:
+        case None, _:
+            return frozenset()
+        case ir.Apply(op="and", args=(left, right)), True:
+            return _known(left, True) | _known(right, True) | {condition}
+        case ir.Apply(op="not", args=(operand,)), _:
+            return _known(operand, not holds) | ({condition} if holds else frozenset())
+        case ir.Apply(op="or", args=(left, right)), False:
+            return _known(left, False) | _known(right, False)
+        case _:
+            assert condition is not None
+            return frozenset({condition if holds else ir.apply("not", condition)})
+
+
+def _known_set(condition: ir.Expr | None, holds: bool) -> frozenset[str]:
+    """The slots that certainly have a value where the condition holds, or does not."""
+    match condition, holds:
+        case ir.Apply(op="unset", args=(ir.Ref(name=name),)), False:
+            return frozenset({name})
+        case ir.Apply(op="not", args=(operand,)), _:
+            return _known_set(operand, not holds)
+        case (ir.Apply(op="and", args=(left, right)), True) | (
+            ir.Apply(op="or", args=(left, right)),
+            False,
+        ):
+            return _known_set(left, holds) | _known_set(right, holds)
+        case _:
+            return frozenset()

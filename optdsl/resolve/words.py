@@ -1,0 +1,105 @@
+"""How messages speak of operators, types and members."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from optdsl import syntax
+from optdsl.ir import Base, ValueType
+from optdsl.ops import OPS, Call, Infix, Prefix, Type
+from optdsl.source import Span
+from optdsl.unparse import unparse_expr
+
+MEMBERS: dict[type[syntax.Member], str] = {
+    syntax.Doc: "doc",
+    syntax.Cite: "cite",
+    syntax.Flags: "...",
+    syntax.Signature: "signature",
+    syntax.StateDecl: "state",
+    syntax.RequireClause: "require",
+    syntax.ParamRequire: "param require",
+    syntax.Update: "update",
+    syntax.LetStmt: "let",
+}
+
+
+def head(span: Span) -> Span:
+    """A member's first word: enough to find it, small enough to read."""
+    word = span.text.split(None, 1)[0] if span.text.strip() else span.text
+    return Span(span.source, span.start, span.start + len(word))
+
+
+def member_word(member: syntax.Member) -> str:
+    match member:
+        case syntax.HyperDecl(is_option=is_option):
+            return "option" if is_option else "hyper"
+        case syntax.Fix(is_default=is_default):
+            return "default" if is_default else "fix"
+        case syntax.Form(is_closed=is_closed):
+            return "closed" if is_closed else "chain"
+        case _:
+            return MEMBERS[type(member)]
+
+
+def spoken(op: str) -> str:
+    """An operator as specs write it."""
+    match OPS[op].source:
+        case Infix(symbol=text) | Prefix(symbol=text) | Call(name=text):
+            return text.strip()
+        case _:
+            return {"select": "if else"}.get(op, op)
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+TYPES = {Type.NUMBER: "a number", Type.BOOL: "a condition", Type.TEXT: "a text"}
+
+
+def type_of(declared: ValueType) -> Type:
+    match declared.base:
+        case Base.BOOL:
+            return Type.BOOL
+        case Base.TEXT:
+            return Type.TEXT
+        case Base.REAL | Base.INT:
+            return Type.NUMBER
+
+
+def type_phrase(declared: ValueType) -> str:
+    match declared.base:
+        case Base.BOOL:
+            return "true or false"
+        case Base.INT:
+            return "an integer"
+        case Base.REAL:
+            return "a number"
+        case Base.TEXT if declared.choices:
+            return " or ".join(f'"{c}"' for c in declared.choices)
+        case Base.TEXT:
+            return "a text"
+
+
+def require_message(hypers: tuple[str, ...], condition: syntax.Expr) -> str:
+    """The message of a `require` without one: the names, their values, the condition."""
+    text = unparse_expr(condition)
+    names = ", ".join(f"{n} = {{{n}}}" for n in hypers)
+    return f"{names} breaks the condition {text}" if names else f"This needs {text}"
+
+
+def placeholders(message: str) -> Iterator[tuple[int, str]]:
+    """The `{name}`s of a message, with their offsets. A brace without its partner is a name too,
+    which nothing has."""
+    at = 0
+    while at < len(message):
+        if message[at] == "}":
+            yield at, "}"
+        if message[at] == "{":
+            end = message.find("}", at)
+            if end < 0:
+                yield at, "{"
+                return
+            yield at + 1, message[at + 1 : end]
+            at = end
+        at += 1
