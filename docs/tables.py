@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from optdsl import resolve
 from optdsl.diagnostics import Code
 from optdsl.ir import FLAGS, Schedule, Spec
-from optdsl.ops import TABLE, Call, Conditional, Infix, Kind, Op, Prefix, Rule, Type
+from optdsl.ops import TABLE, Call, Conditional, Infix, Kind, Op, Prefix, Rule, Scaled, Type
+from optdsl.resolve import scope
+from optdsl.resolve.schedule import ScheduleResolver
 from optdsl.source import NOWHERE, Source
 from optdsl.targets import TARGETS
 
@@ -25,7 +26,7 @@ REGION = re.compile(r"(<!-- begin: (?P<name>[a-z]+) -->\n).*?(<!-- end -->)", re
 
 # What the row of an operator does not say. An entry for an operator that is gone is an error.
 NOTES = {
-    "div": "number / tensor is an operator of its own, `rdiv`",
+    "div": "a number divided by a tensor is `rdiv`, below",
     "pow": "`x ** 0.5` is not `sqrt(x)`: they differ in the last bit",
     "floordiv": "rounds down",
     "sign": "-1, 0 or 1; 0 for NaN",
@@ -40,12 +41,11 @@ NOTES = {
     "norm": "the Euclidean norm of one parameter's elements",
     "max_abs": "the largest absolute value of one parameter's elements",
     "dot": "the sum of the products of two tensors' elements",
-    "zeros_like": "in a slot's first value",
-    "full_like": "`full_like(param, number)`, in a slot's first value",
+    "zeros_like": "`zeros_like(param)`",
+    "full_like": "`full_like(param, number)`",
     "add_scaled": "`a + s * b`",
     "addcmul": "`a + s * b * c`",
     "addcdiv": "`a + s * b / c`",
-    "rdiv": "number / tensor: the reciprocal of the tensor, times the number",
 }
 
 MEANINGS = {
@@ -107,10 +107,43 @@ def written(op: Op) -> str:
 
 
 def taken(op: Op) -> str:
-    """Where an operator can stand: on numbers, on tensors, in a kernel."""
-    tensors = op.torch is not None and op.rule is not Rule.SCALAR_ONLY
-    places = (("numbers", op.host is not None), ("tensors", tensors))
-    return ", ".join(word for word, holds in places if holds) or "slots"
+    """Where an operator can stand."""
+    match op.rule:
+        case Rule.INITIAL:
+            return "first values"
+        case Rule.SCALAR_ONLY:
+            return "numbers"
+        case Rule.REDUCE:
+            return "tensors"
+        case Rule.JOIN if op.operands[0] is Type.PREDICATE:
+            return "slots"
+        case Rule.JOIN:
+            return "numbers, tensors" if op.host is not None else "tensors"
+
+
+def result(op: Op) -> str:
+    match op.rule:
+        case Rule.INITIAL:
+            return "tensor"
+        case Rule.REDUCE:
+            return "one number per parameter"
+        case Rule.SCALAR_ONLY | Rule.JOIN:
+            return NAMES[op.result]
+
+
+def fused(op: Op) -> str:
+    """Whether a kernel can have the operator: it makes one pass over the elements."""
+    match op.rule:
+        case Rule.INITIAL:
+            return "-"
+        case Rule.REDUCE:
+            return "no"
+        case Rule.JOIN | Rule.SCALAR_ONLY:
+            # The host answers `unset` with a flag.
+            return "no" if op.triton is None and op.name != "unset" else "yes"
+
+
+NAMES = {Type.NUMBER: "number", Type.BOOL: "condition", Type.TEXT: "text", Type.PREDICATE: "slot"}
 
 
 def operators() -> str:
@@ -119,10 +152,10 @@ def operators() -> str:
         (
             (
                 code(written(op)),
-                ", ".join(dict.fromkeys("slot" if t is Type.PREDICATE else t for t in op.operands)),
-                op.rule.value if op.rule is not Rule.JOIN else op.result.value,
+                ", ".join(dict.fromkeys(NAMES[t] for t in op.operands)),
+                result(op),
                 taken(op),
-                "yes" if op.triton is not None else "no",
+                fused(op),
                 NOTES.get(op.name, ""),
             )
             for op in TABLE
@@ -134,7 +167,7 @@ def operators() -> str:
 def nodes() -> str:
     return table(
         ("node", "means"),
-        ((code(written(op)), NOTES[op.name]) for op in TABLE if op.source is None),
+        ((code(op.name), NOTES[op.name]) for op in TABLE if isinstance(op.latex, Scaled)),
     )
 
 
@@ -183,12 +216,16 @@ def words(names: Iterable[str]) -> str:
 
 
 def reserved() -> str:
-    return words(resolve.RESERVED)
+    return words(scope.GENERATED | scope.MEANINGS.keys())
 
 
-def taken_by_schedules() -> str:
-    given = {name for name, _ in resolve._Schedule.GIVEN}
-    return words((resolve._Schedule.TAKEN | given) - resolve.RESERVED)
+def definition_names() -> str:
+    return words(scope.IMPORTED)
+
+
+def schedule_names() -> str:
+    given = {name for name, _ in ScheduleResolver.GIVEN}
+    return words((ScheduleResolver.TAKEN | given) - scope.GENERATED)
 
 
 def flags() -> str:
@@ -203,7 +240,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "targets": targets,
     "flags": flags,
     "reserved": reserved,
-    "schedulenames": taken_by_schedules,
+    "definitionnames": definition_names,
+    "schedulenames": schedule_names,
 }
 
 

@@ -50,7 +50,7 @@ def header(sources: Iterable[Source], build: str, comment: str = "#") -> str:
         folders = sorted({path.parent.as_posix() for path in paths})
         names = f"{len(paths)} files in {', '.join(folders)}"
     return (
-        f"{comment} {MARK} from {names}. Do not edit it: edit the spec.\n"
+        f"{comment} {MARK} from {names}: edit that, not this.\n"
         f"{comment} To rebuild: {build}\n"
         f"{comment} Spec sha256: {digest}\n"
     )

@@ -41,6 +41,12 @@ CHARACTER_HINTS = {
     "[": "Parts of a tuple have names of their own: hyper betas: (beta1, beta2) = (0.9, 0.999).",
 }
 STATEMENTS = ("let", "descend", "if", "else")
+# Terminals that begin an expression, and those that continue one: messages name neither one by one.
+BEGIN = frozenset({"NAME", "NUMBER", "STRING", "_LPAREN", "MINUS", "NOT", "TRUE", "FALSE"})
+CONTINUE = frozenset(
+    {"OR", "AND", "COMPARE", "PLUS", "MINUS", "STAR", "SLASH", "SLASH_SLASH", "PERCENT", "POW"}
+    | {"_IF", "_LPAREN", "_DOT"}
+)
 # No editor shows them, and Python refuses some of them in generated code.
 INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 
@@ -77,7 +83,7 @@ class _RunTogether(Exception):
 
 class _Lines(PostLex):
     """Drops the newlines inside parentheses: they end nothing. After an error, `opened` holds the
-    brackets that are open and `last` what was read last but one."""
+    brackets that are open, `last` the last two tokens."""
 
     always_accept = ("_NEWLINE",)
 
@@ -100,6 +106,11 @@ class _Lines(PostLex):
                 case "_RPAREN" | "_RBRACE" if self.opened:
                     self.opened.pop()
             yield token
+
+    def before(self, token: Token) -> Token | None:
+        """The token before one that may not have come through here: the lexer raises errors too."""
+        before, last = self.last
+        return before if last is not None and last.start_pos == token.start_pos else last
 
     @property
     def in_parentheses(self) -> bool:
@@ -160,8 +171,10 @@ def _run_together(source: Source, first: Token, second: Token) -> Diagnostic:
 
 
 def _unexpected_token(source: Source, error: UnexpectedToken, lines: _Lines) -> Diagnostic:
-    token = error.token
-    accepted = error.accepts or set()
+    token, accepted = error.token, error.accepts or set()
+    before = lines.before(token)
+    if before is not None and _touch(before, token):
+        return _run_together(source, before, token)
     ends_line, ends_file = token.type == "_NEWLINE", token.type == "$END"
     start = token.start_pos or 0
     if ends_file or not source.text[start:].strip():
@@ -171,14 +184,11 @@ def _unexpected_token(source: Source, error: UnexpectedToken, lines: _Lines) -> 
         span, message = Span(source, start, start + 1), "The line ends too early."
     else:
         span, message = _token_span(source, token), f"Unexpected '{_shorten(token)}'."
-    hints = _meant(token, accepted)
-    misspelt = _misspelt_statement(token, lines)
-    if misspelt is not None:
-        word, hints = misspelt
-        span, message = _token_span(source, word), f"Unexpected '{_shorten(word)}'."
-    expected = sorted({_phrase(t) for t in accepted})
-    if not hints and 0 < len(expected) <= 8:
-        hints = (f"Expected {' or '.join(expected)}.",)
+    hints = _meant(token, accepted) or _expected(token, accepted)
+    misspelt = _misspelt_statement(before, token)
+    if before is not None and misspelt:
+        hints = misspelt
+        span, message = _token_span(source, before), f"Unexpected '{_shorten(before)}'."
     opened = lines.opened[-1:] if lines.in_parentheses or ends_file else []
     related = tuple((_token_span(source, t), "opened here") for t in opened)
     return Diagnostic(Code.SYNTAX, message, span, related=related, hints=hints)
@@ -190,13 +200,32 @@ def _meant(token: Token, accepted: Collection[str]) -> tuple[str, ...]:
     return did_you_mean(token, [w for w in words if w.isalpha()]) if token.type == "NAME" else ()
 
 
-def _misspelt_statement(token: Token, lines: _Lines) -> tuple[Token, tuple[str, ...]] | None:
+def _expected(token: Token, accepted: Collection[str]) -> tuple[str, ...]:
+    """What could stand here, in few words."""
+    left, phrases = set(accepted), []
+    if {"NUMBER", "_LPAREN"} <= left:
+        left -= BEGIN
+        phrases.append("an expression")
+    if {"PLUS", "POW"} <= left:
+        left -= CONTINUE
+        phrases.append("an operator")
+        if token.type in ("NAME", "NUMBER", "_LPAREN"):
+            return ("An operator is missing before it: a product is written 'x * y'.",)
+    phrases += sorted({_phrase(t) for t in left})
+    if not phrases or len(phrases) > 8:
+        return ()
+    *most, last = phrases
+    expected = f"Expected {', '.join(most)} or {last}." if most else f"Expected {last}."
+    goes_on = phrases == ["an expression"] and token.type == "_NEWLINE"
+    more = ("Inside parentheses an expression may go on in the next line.",) if goes_on else ()
+    return (expected, *more)
+
+
+def _misspelt_statement(before: Token | None, token: Token) -> tuple[str, ...]:
     """`desend lr * grad`: the word before the unexpected one."""
-    word = lines.last[0]
-    if word is None or word.type != "NAME" or token.type not in ("NAME", "NUMBER"):
-        return None
-    hints = did_you_mean(word, STATEMENTS)
-    return (word, hints) if hints else None
+    if before is None or before.type != "NAME" or token.type not in ("NAME", "NUMBER"):
+        return ()
+    return did_you_mean(before, STATEMENTS)
 
 
 def _shorten(text: str) -> str:

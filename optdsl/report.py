@@ -167,8 +167,8 @@ def _amd(compiled: Any) -> dict[str, int]:
     return {
         "registers": _number(r"\.vgpr_count:\s*(\d+)", text),
         "spilled": _number(r"\.vgpr_spill_count:\s*(\d+)", text),
-        "loads128": text.count("global_load_dwordx4"),
-        "stores128": text.count("global_store_dwordx4"),
+        "loads128": len(re.findall(r"(?:buffer|global)_load_dwordx4", text)),
+        "stores128": len(re.findall(r"(?:buffer|global)_store_dwordx4", text)),
     }
 
 

@@ -21,7 +21,7 @@ def resolve(
     log = Log()
     shipped = library or {}
     pending = _distinct((d for tree in trees for d in tree.definitions), shipped, log)
-    defined = frozenset(pending)
+    defined = dict(pending)
     units: dict[str, Unit] = {}
     while pending:
         ready = [n for n, d in pending.items() if d.base is None or d.base.text not in pending]
@@ -97,7 +97,10 @@ def _refuse_base(definition: syntax.Definition, log: Log) -> None:
 
 
 def _definition(
-    definition: syntax.Definition, known: Mapping[str, Unit], defined: frozenset[str], log: Log
+    definition: syntax.Definition,
+    known: Mapping[str, Unit],
+    defined: Mapping[str, syntax.Definition],
+    log: Log,
 ) -> Unit | None:
     """The unit of a definition; None after an error in it. Its log is its own: what is wrong
     elsewhere must not hide anything here."""

@@ -19,7 +19,7 @@ def resolve_derived(
     definition: syntax.Definition,
     base_name: syntax.Name,
     known: Mapping[str, Unit],
-    defined: frozenset[str],
+    defined: Mapping[str, syntax.Definition],
     log: Log,
 ) -> Spec | None:
     """`defined` are all names of this run: a base among them that is not known is in error itself,
@@ -34,9 +34,10 @@ def resolve_derived(
         )  # fmt: skip
     elif base_name.text not in defined:
         optimizers = [n for n, u in known.items() if isinstance(u, Spec)]
+        optimizers += [n for n, d in defined.items() if d.keyword == "optimizer"]
         log.error(
             Code.UNKNOWN_BASE, f"Unknown optimizer '{base_name.text}'.", base_name.span,
-            hints=did_you_mean(base_name.text, optimizers),
+            hints=did_you_mean(base_name.text, set(optimizers) - {definition.name.text}),
         )  # fmt: skip
     return None
 

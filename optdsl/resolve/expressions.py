@@ -27,8 +27,9 @@ class ExpressionResolver:
         self.log = log
         self.scope = Scope()
         self.hypers: list[Hyper] = []
-        # At this place in the update: slots that may be unset, conditions known to hold, and the
-        # condition under which each slot exists.
+        # At this place: whether it is a slot's first value, slots that may be unset, conditions
+        # known to hold, and the condition under which each slot exists.
+        self.in_state = False
         self.unset: frozenset[str] = frozenset()
         self.guards: frozenset[ir.Expr] = frozenset()
         self.whens: dict[str, ir.Expr] = {}
@@ -109,9 +110,12 @@ class ExpressionResolver:
         when = self.whens.get(node.text)
         if when is None or when in self.guards:
             return
+        message = f"The slot '{node.text}' exists only when {when.span.text}."
+        if any(d.message == message for d in self.log.diagnostics):
+            return  # once is enough: one `if` repairs all places
         self.log.error(
             Code.READ_BEFORE_SET,
-            f"The slot '{node.text}' exists only when {when.span.text}.",
+            message,
             node.span,
             related=((when.span, "this condition"),),
             hints=(f"Use it inside: if {when.span.text} {{ ... }}",),
@@ -126,7 +130,7 @@ class ExpressionResolver:
             )  # fmt: skip
             return None
         # Beyond 2**53 float64 skips integers, and beyond 4,300 digits Python refuses to convert.
-        if len(node.text) > 400 or (is_integer and float(node.text) > LARGEST_INTEGER):
+        if len(node.text) > 400 or (is_integer and int(node.text) > LARGEST_INTEGER):
             what = "integer" if is_integer else "number"
             self.log.error(
                 Code.NUMBER_RANGE, f"This {what} has more digits than float64 holds.", node.span,
@@ -278,6 +282,9 @@ class ExpressionResolver:
         if rule is Rule.SCALAR_ONLY and widest > Kind.SCALAR:
             hints = ("Choose per element with where(mask, a, b).",) if op == "select" else ()
             message = f"'{spoken(op)}' works on numbers, not on tensors."
+        elif rule is Rule.INITIAL and not self.in_state:
+            hints = (f"Declare a slot: state name = {op}(...)",)
+            message = f"'{op}' makes a slot's first value only."
         elif rule is Rule.INITIAL and not self._makes_slot(args):
             hints = (f"Write: {op}(param{', value' if len(args) > 1 else ''})",)
             message = f"'{op}' makes a slot's first value from 'param'."

@@ -19,6 +19,7 @@ from optdsl.resolve.words import (
     require_message,
     type_of,
     type_phrase,
+    words,
 )
 from optdsl.source import Span
 from optdsl.unparse import unparse_expr
@@ -55,7 +56,7 @@ class MemberResolver(ExpressionResolver):
             if not isinstance(member, allowed):
                 self.log.error(
                     Code.UNSUPPORTED, f"'{member_word(member)}' does not belong in {where}.",
-                    head(member.span),
+                    head(member.span), hints=(f"{where.capitalize()} has {words(allowed)}.",),
                 )  # fmt: skip
 
     def doc(self) -> str:
@@ -108,7 +109,9 @@ class MemberResolver(ExpressionResolver):
         if isinstance(default, syntax.Truth) and declared.base is Base.BOOL:
             return True
         name = declaration.name.text
-        if default is None or not isinstance(default, syntax.Truth):
+        if default is not None and value is None:
+            return False
+        if not isinstance(default, syntax.Truth):
             self.log.error(
                 Code.OPTION_MISUSE, f"The option '{name}' needs a default, true or false.",
                 declaration.name.span if default is None else default.span,

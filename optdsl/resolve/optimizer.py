@@ -113,7 +113,9 @@ class OptimizerResolver(StatementResolver):
         """A slot's first value: a number, zeros_like(param) or full_like(param, number)."""
         if isinstance(node, syntax.Unset):
             return None
+        self.in_state = True
         initial = self.expr(node)
+        self.in_state = False
         if initial is None or not self.expect_number(initial, node.span):
             return None
         slots = [r for r in ir.refs(initial) if r.role is Role.STATE]

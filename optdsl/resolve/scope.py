@@ -32,7 +32,7 @@ IMPORTED = frozenset(
 )
 
 
-def refuse_reserved(name: syntax.Name, log: Log) -> None:
+def refuse_reserved(name: syntax.Name, log: Log) -> bool:
     text = name.text
     if text in PYTHON:
         reason = f"'{text}' is a word of Python."
@@ -45,10 +45,11 @@ def refuse_reserved(name: syntax.Name, log: Log) -> None:
     elif "__" in text:
         reason = f"'{text}' has '__' in it: such names belong to Python."
     else:
-        return
+        return False
     suggestion = f"{text.strip('_').replace('__', '_') or 'my'}_value"
     hint = f"Choose another name, such as '{suggestion}'."
     log.error(Code.RESERVED_NAME, reason, name.span, hints=(hint,))
+    return True
 
 
 def refuse_reserved_definition(name: syntax.Name, log: Log) -> None:
@@ -83,13 +84,17 @@ class Scope:
 
     def declare(self, name: syntax.Name, ref: Ref, log: Log) -> bool:
         """Whether the name was free."""
-        refuse_reserved(name, log)
+        reserved = refuse_reserved(name, log)
         known = self.names.get(name.text)
         if known is not None:
-            self._refuse_second(name, ref, known, log)
+            if not reserved:
+                self._refuse_second(name, ref, known, log)
             return False
         folded = {n.lower(): n for n in self.names}
         other = folded.get(name.text.lower())
+        self.names[name.text] = ref
+        self.spans[name.text] = name.span
+        self.broken.discard(name.text)
         if other is not None and ref.role is not Role.LOCAL:
             first = self.spans.get(other)
             log.error(
@@ -98,9 +103,6 @@ class Scope:
                 hints=("Give one of them a name that readers cannot mistake for the other.",),
             )  # fmt: skip
             return False
-        self.names[name.text] = ref
-        self.spans[name.text] = name.span
-        self.broken.discard(name.text)
         return True
 
     def _refuse_second(self, name: syntax.Name, ref: Ref, known: Ref, log: Log) -> None:

@@ -92,12 +92,15 @@ class StatementResolver(MemberResolver):
 
     def _refuse_target(self, name: syntax.Name, known: ir.Ref | None) -> None:
         if known is None:
+            new = f"A new name is made with: let {name.text} = ..."
             self.log.error(
                 Code.UNKNOWN_NAME, f"Unknown name '{name.text}'.", name.span,
                 "not a slot or local name",
-                hints=did_you_mean(name.text, self.scope.names)
-                or (f"A new name is made with: let {name.text} = ...",),
+                hints=(*did_you_mean(name.text, self.scope.names), new),
             )  # fmt: skip
+            # What follows may mean this name: one error is enough.
+            self.scope.names[name.text] = ir.Ref(name.text, Role.LOCAL, Kind.OPTION)
+            self.scope.broken.add(name.text)
             return
         self.log.error(
             Code.NOT_ASSIGNABLE, f"'{name.text}' is {a(known.role)}: it cannot be assigned.",
@@ -159,7 +162,10 @@ class StatementResolver(MemberResolver):
 
     def _if(self, node: syntax.IfStmt) -> Iterator[ir.Stmt]:
         condition = self._condition(node.condition)
-        unset, guards = self.unset, self.guards
+        unset, guards, whens = self.unset, self.guards, self.whens
+        if condition is None:
+            # Nothing is known about slots any more, so nothing is said about them.
+            unset, self.whens = frozenset(), {}
         self.unset = unset - _known_set(condition, True)
         self.guards = guards | _known(condition, True)
         then = self.block(node.then)
@@ -167,7 +173,7 @@ class StatementResolver(MemberResolver):
         self.unset = unset - _known_set(condition, False)
         self.guards = guards | _known(condition, False)
         orelse = self.block(node.orelse)
-        self.guards, self.unset = guards, after_then | self.unset
+        self.guards, self.unset, self.whens = guards, after_then | self.unset, whens
         if condition is not None:
             yield ir.If(condition, then, orelse, node.span)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from optdsl import syntax
 from optdsl.ir import Base, ValueType
@@ -41,13 +41,23 @@ def member_word(member: syntax.Member) -> str:
             return MEMBERS[type(member)]
 
 
+def words(types: Iterable[type[syntax.Member]]) -> str:
+    """The words that members of these types begin with."""
+    several = {
+        syntax.HyperDecl: ("hyper", "option"),
+        syntax.Fix: ("fix", "default"),
+        syntax.Form: ("closed", "chain"),
+    }
+    return ", ".join(w for t in types for w in several.get(t, (MEMBERS.get(t, ""),)))
+
+
 def spoken(op: str) -> str:
     """An operator as specs write it."""
     match OPS[op].source:
         case Infix(symbol=text) | Prefix(symbol=text) | Call(name=text):
             return text.strip()
         case _:
-            return {"select": "if else"}.get(op, op)
+            return {"select": "x if c else y"}.get(op, op)
 
 
 def count(n: int, noun: str) -> str:

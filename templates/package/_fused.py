@@ -39,7 +39,6 @@ _captured: list[Any] = []
 def step(optimizer: Optimizer, groups: list[Group]) -> list[Group]:
     """Update the parameters of `groups` that have a gradient. The result are the groups that are
     done; there is no kernel for the others."""
-    optimizer._cuda_graph_capture_health_check()
     grad_scale: Tensor | None = getattr(optimizer, "grad_scale", None)
     found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
     # Only the device knows then which step it is: the host must not compute with it.
@@ -272,6 +271,8 @@ class _HostScalars:
         return self.versions == self._versions()
 
     def fill(self, table: Tensor, tensors: Tensor) -> None:
+        if _is_capturing(table.device):
+            raise RuntimeError("A CUDA graph can hold the step only with capturable=True.")
         rows = [
             self.kernels.scalars(*map(number, m.given(self.kernels)), *numbers)
             for m, numbers in zip(self.examples, self.numbers, strict=True)

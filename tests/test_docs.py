@@ -1,0 +1,91 @@
+"""The documentation holds: its tables are the compiler's, its specs compile, its links lead somewhere."""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from optdsl import build, pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def page_name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def fences(page: Path) -> Iterator[tuple[int, str, str]]:
+    """The line, the words behind the backquotes, and the text of each fenced block."""
+    whole = page.read_text(encoding="utf-8")
+    for match in FENCE.finditer(whole):
+        yield whole.count("\n", 0, match.start()) + 1, match["info"], match["text"]
+
+
+SPECS = [
+    pytest.param(text, id=f"{page_name(page)}:{line}")
+    for page in PAGES
+    for line, info, text in fences(page)
+    if info == "opt"
+]
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_the_compilers(tables: ModuleType) -> None:
+    text = tables.PAGE.read_text(encoding="utf-8")
+    assert tables.filled(text) == text, "To repair it: python docs/tables.py"
+
+
+@pytest.mark.parametrize("text", SPECS)
+def test_spec_compiles_without_a_warning(text: str, tmp_path: Path) -> None:
+    (tmp_path / "page.opt").write_text(text, encoding="utf-8")
+    library = pipeline.load([tmp_path])
+    assert library.warnings == ()
+    assert build.plan(library, "")
+
+
+def test_readme_shows_the_shipped_lion() -> None:
+    shown = [text for _, info, text in fences(ROOT / "README.md") if info == "opt"]
+    assert shown == [(ROOT / "specs/optimizers/lion.opt").read_text(encoding="utf-8")]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = HEADING.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
+    kept = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for match in LINK.finditer(text):
+        target, _, anchor = match["target"].partition("#")
+        if target.startswith(("http://", "https://")):
+            continue
+        goal = (page.parent / target).resolve() if target else page
+        assert goal.exists(), f"{match['target']} leads nowhere"
+        if anchor:
+            assert anchor in anchors(goal), f"{match['target']}: no such heading"
+
+
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = LINK.findall((folder / "README.md").read_text(encoding="utf-8"))
+    assert listed == sorted(p.name for p in folder.glob("[0-9]*.md"))

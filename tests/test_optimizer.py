@@ -1,0 +1,871 @@
+"""How the generated classes behave beside their arithmetic: torch's signature, errors and habits."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import itertools
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import generated
+from optdsl import build, interpret, pipeline
+from optdsl.ir import Spec
+from tests.reference import (
+    IN_TORCH,
+    PATHS,
+    SHIPPED,
+    advance,
+    choices,
+    contents,
+    differences,
+    full_problem,
+    random,
+    same_bits,
+    small_problem,
+)
+
+paths = pytest.mark.parametrize("foreach", PATHS.values(), ids=PATHS)
+shipped = pytest.mark.parametrize("name", SHIPPED)
+in_torch = pytest.mark.parametrize("name", IN_TORCH)
+both = pytest.mark.parametrize("package", [torch.optim, generated], ids=["torch", "ours"])
+WITH_STEP = [name for name in SHIPPED if name not in ("SGD", "Lion")]
+with_step = pytest.mark.parametrize("name", WITH_STEP)
+
+
+def parameter(*shape: int, value: float = 1.0) -> Tensor:
+    """A parameter with a gradient of ones."""
+    param = torch.full(shape, value, requires_grad=True)
+    param.grad = torch.ones(shape)
+    return param
+
+
+# Construction
+
+
+def arguments(kind: type) -> dict[str, inspect.Parameter]:
+    found = dict(inspect.signature(kind).parameters)
+    return {name: p.replace(annotation=inspect.Parameter.empty) for name, p in found.items()}
+
+
+@in_torch
+def test_signature_is_torchs_with_keyword_only_flags_added(name: str) -> None:
+    ours, theirs = (arguments(getattr(p, name)) for p in (generated, torch.optim))
+    added = [p for n, p in ours.items() if n not in theirs]
+    assert {n: p for n, p in ours.items() if n in theirs} == theirs
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in added)
+    assert {p.name for p in added} <= {"capturable", "fused"}
+
+    positional = [
+        [n for n, p in signature.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        for signature in (ours, theirs)
+    ]
+    assert positional[0] == positional[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("SGD", (0.1, 0.9, 0, 0.01, True)),
+        ("Adam", (0.1, (0.8, 0.9), 1e-6, 0.1, True)),
+        ("AdamW", (0.1, (0.8, 0.9), 1e-6, 0.1, True)),
+        ("RMSprop", (0.1, 0.9, 1e-6, 0.1, 0.9, True, False, True, True, False)),
+        ("Adagrad", (0.1, 0.01, 0.1, 0.2, 1e-6, True)),
+    ],
+)
+def test_positional_arguments_mean_what_they_mean_to_torch(
+    name: str, values: tuple[Any, ...]
+) -> None:
+    ours, theirs = (
+        getattr(p, name)([parameter(2)], *values).param_groups[0] for p in (generated, torch.optim)
+    )
+    del ours["params"], theirs["params"]
+    assert {key: ours[key] for key in theirs} == theirs
+
+
+@in_torch
+def test_defaults_have_torchs_values_and_types(name: str) -> None:
+    ours, theirs = (
+        getattr(p, name)([parameter(2)]).param_groups[0] for p in (generated, torch.optim)
+    )
+    for key, value in theirs.items():
+        if key != "params":
+            assert (ours[key], type(ours[key])) == (value, type(value))
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_repr_is_torchs(name: str) -> None:
+    ours, theirs = (getattr(p, name)([parameter(2)], lr=0.5) for p in (generated, torch.optim))
+    assert repr(ours) == repr(theirs)
+
+
+# Validation
+
+INVALID: list[tuple[str, dict[str, Any]]] = [
+    *((name, {"lr": -1}) for name in IN_TORCH),
+    *((name, {"weight_decay": -0.5}) for name in IN_TORCH),
+    *((name, {"eps": -1e-3}) for name in IN_TORCH if name != "SGD"),
+    *((n, {"betas": (b, 0.9)}) for n in ("Adam", "AdamW") for b in (-0.1, 1.0, 1.5)),
+    *((n, {"betas": (0.9, b)}) for n in ("Adam", "AdamW") for b in (-0.1, 1.0, 1.5)),
+    *((name, {"momentum": -0.1}) for name in ("SGD", "RMSprop")),
+    ("SGD", {"nesterov": True}),
+    ("SGD", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}),
+    ("RMSprop", {"alpha": -0.1}),
+    ("Adagrad", {"lr_decay": -0.1}),
+    ("Adagrad", {"initial_accumulator_value": -0.1}),
+    *((name, {"lr": torch.tensor(-1.0)}) for name in IN_TORCH),
+    *((name, {"lr": torch.ones(2)}) for name in IN_TORCH),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), INVALID, ids=str)
+def test_invalid_hyperparameters_raise_torchs_error_before_parameters_are_looked_at(
+    name: str, options: dict[str, Any]
+) -> None:
+    errors = []
+    for package in (torch.optim, generated):
+        with pytest.raises(ValueError) as error:
+            getattr(package, name)(None, **options)
+        errors.append(str(error.value))
+    assert errors[1] == errors[0]
+
+
+@pytest.mark.parametrize(("name", "options"), INVALID, ids=str)
+def test_invalid_hyperparameters_of_a_group_are_refused(
+    name: str, options: dict[str, Any]
+) -> None:
+    kind = getattr(generated, name)
+    with pytest.raises(ValueError) as expected:
+        kind(None, **options)
+    with pytest.raises(ValueError, match=re.escape(str(expected.value))):
+        kind([{"params": [parameter(2)], **options}])
+
+    optimizer = kind([parameter(2)])
+    with pytest.raises(ValueError, match=re.escape(str(expected.value))):
+        optimizer.add_param_group({"params": [parameter(2)], **options})
+    assert len(optimizer.param_groups) == 1
+
+
+NAN = float("nan")
+NAN_OPTIONS = [
+    *((name, {key: NAN}) for name in SHIPPED for key in ("lr", "weight_decay")),
+    *((name, {"eps": NAN}) for name in ("Adam", "AdamW", "RMSprop", "Adagrad")),
+    *((n, {"betas": pair}) for n in ("Adam", "Lion") for pair in ((NAN, 0.9), (0.9, NAN))),
+    *((name, {"momentum": NAN}) for name in ("SGD", "RMSprop")),
+    ("SGD", {"dampening": NAN, "momentum": 0.9, "nesterov": True}),
+    ("RMSprop", {"alpha": NAN}),
+    ("Adagrad", {"lr_decay": NAN}),
+    ("Adagrad", {"initial_accumulator_value": NAN}),
+    ("Adam", {"lr": torch.tensor(NAN)}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), NAN_OPTIONS, ids=str)
+def test_nan_never_passes_validation(name: str, options: dict[str, Any]) -> None:
+    kind = getattr(generated, name)
+    with pytest.raises(ValueError):
+        kind([parameter(2)], **options)
+    optimizer = kind([parameter(2)])
+    with pytest.raises(ValueError):
+        optimizer.add_param_group({"params": [parameter(2)], **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1}, "lr = -1 breaks the condition lr >= 0"),
+        ({"betas": (1.0, 0.5)}, "beta1 = 1.0 breaks the condition 0 <= beta1 < 1"),
+        ({"betas": (0.5, 1.0)}, "beta2 = 1.0 breaks the condition 0 <= beta2 < 1"),
+    ],
+)
+def test_a_spec_without_messages_gets_errors_that_name_value_and_condition(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        generated.Lion(None, **options)
+    assert str(error.value) == message
+
+
+@shipped
+def test_limits_of_hyperparameters_are_allowed(name: str) -> None:
+    getattr(generated, name)([parameter(2)], lr=0, weight_decay=0).step()
+    if name in ("Adam", "AdamW"):
+        getattr(generated, name)([parameter(2)], betas=(0.0, 0.0), eps=0).step()
+
+
+@shipped
+def test_the_base_class_errors_are_torchs(name: str) -> None:
+    ours, theirs = getattr(generated, name), getattr(torch.optim, name, torch.optim.Adam)
+    shared = parameter(2)
+    bad = [
+        [],
+        parameter(2),
+        {parameter(2)},
+        [3],
+        [parameter(2) * 2],
+        [{"params": [shared]}, {"params": [shared]}],
+        [("a", parameter(2)), parameter(2)],
+        [{"params": {parameter(2)}}],
+    ]
+    for params in bad:
+        errors = []
+        for kind in (theirs, ours):
+            with pytest.raises((TypeError, ValueError)) as error:
+                kind(params)
+            errors.append((type(error.value), str(error.value)))
+        assert errors[1] == errors[0]
+
+
+@shipped
+def test_duplicates_inside_a_group_warn_as_torchs(name: str) -> None:
+    param = parameter(2)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        getattr(generated, name)([param, param])
+
+
+@shipped
+def test_differentiable_is_refused_and_fused_with_foreach_too(name: str) -> None:
+    kind = getattr(generated, name)
+    with pytest.raises(RuntimeError, match=f"{name} does not support differentiable=True"):
+        kind([parameter(2)], differentiable=True)
+    with pytest.raises(RuntimeError) as error:
+        kind([parameter(2)], fused=True, foreach=True)
+    assert str(error.value) == "`fused` and `foreach` cannot be `True` together."
+
+
+# A step
+
+
+@paths
+@pytest.mark.parametrize("maximize", [False, True])
+@shipped
+def test_gradients_are_never_written(name: str, maximize: bool, foreach: bool) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.complex64):
+        problem = small_problem(dtype)
+        for options in choices(name):
+            params = problem.start()
+            optimizer = getattr(generated, name)(
+                params, **options, maximize=maximize, foreach=foreach
+            )
+            for row in problem.gradients[:3]:
+                grads = [None if g is None else g.clone() for g in row]
+                versions = [None if g is None else g._version for g in grads]
+                advance(optimizer, params, [grads])
+                for param, grad, version, original in zip(
+                    params, grads, versions, row, strict=True
+                ):
+                    assert param.grad is grad
+                    if grad is not None:
+                        assert grad._version == version
+                        assert same_bits(original, grad)
+
+
+@paths
+@shipped
+def test_no_slot_shares_storage_with_a_gradient_or_a_parameter(name: str, foreach: bool) -> None:
+    for options in choices(name):
+        params = small_problem().start()
+        optimizer = getattr(generated, name)(params, **options, foreach=foreach)
+        grads = [torch.ones_like(p) for p in params]
+        advance(optimizer, params, [grads, grads])
+        slots = [v for p in params for v in optimizer.state[p].values() if v.dim() or p.dim() == 0]
+        own = [*params, *grads, *slots]
+        addresses = [t.data_ptr() for t in own]
+        assert len(set(addresses)) == len(addresses)
+
+
+@both
+def test_closure_runs_once_with_gradients_before_the_update(package: Any) -> None:
+    param = parameter(2)
+    optimizer = package.SGD([param], lr=0.5)
+    seen = []
+
+    def closure() -> Tensor:
+        assert torch.is_grad_enabled()
+        optimizer.zero_grad()
+        loss = (3 * param).sum()
+        loss.backward()
+        seen.append(param.detach().clone())
+        return loss
+
+    assert optimizer.step(closure) == 6
+    assert optimizer.step() is None
+    assert len(seen) == 1
+    assert torch.equal(seen[0], torch.ones(2))
+    assert torch.equal(param, torch.full((2,), 1 - 2 * 1.5))
+
+
+@both
+def test_step_hooks_run_around_the_step_and_may_change_its_arguments(package: Any) -> None:
+    param = parameter(2)
+    optimizer = package.Adam([param])
+    seen: list[str] = []
+
+    def before(_: Any, args: Any, kwargs: Any) -> Any:
+        seen.append(f"before at {param[0].item():.1f}")
+        return args, {"closure": lambda: seen.append("closure")}
+
+    optimizer.register_step_pre_hook(before)
+    handle = optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    optimizer.step()
+    handle.remove()
+    optimizer.step()
+    assert seen == ["before at 1.0", "closure", "after", "before at 1.0", "closure"]
+
+
+@shipped
+def test_step_has_torchs_name_in_the_profiler(name: str) -> None:
+    optimizer = getattr(generated, name)([parameter(2)])
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+        optimizer.zero_grad()
+    names = {event.name for event in profile.events()}
+    assert {f"Optimizer.step#{name}.step", f"Optimizer.zero_grad#{name}.zero_grad"} <= names
+
+
+@paths
+@shipped
+def test_zero_grad_removes_gradients_or_fills_them_with_zeros(name: str, foreach: bool) -> None:
+    params = [parameter(2), torch.ones(3, requires_grad=True)]
+    optimizer = getattr(generated, name)(params, foreach=foreach)
+    grad = params[0].grad
+    optimizer.zero_grad(set_to_none=False)
+    assert params[0].grad is grad
+    assert torch.equal(grad, torch.zeros(2))
+    optimizer.zero_grad()
+    assert [p.grad for p in params] == [None, None]
+
+
+@paths
+@shipped
+def test_parameters_without_a_gradient_stay_and_get_no_state(name: str, foreach: bool) -> None:
+    used, unused = parameter(2), torch.ones(3, requires_grad=True)
+    optimizer = getattr(generated, name)([used, unused], lr=0.5, foreach=foreach)
+    before = set(optimizer.state)
+    for _ in range(3):
+        optimizer.step()
+    assert torch.equal(unused, torch.ones(3))
+    assert not torch.equal(used, torch.ones(2))
+    if name == "Adagrad":  # whose state is made in the constructor, as torch's
+        assert before == {used, unused}
+        assert optimizer.state[unused]["step"] == 0
+    else:
+        assert before == set()
+        assert unused not in optimizer.state
+
+
+@shipped
+def test_a_step_without_any_gradient_does_nothing(name: str) -> None:
+    param = torch.ones(2, requires_grad=True)
+    optimizer = getattr(generated, name)([param])
+    optimizer.step()
+    assert torch.equal(param, torch.ones(2))
+
+
+@paths
+@in_torch
+def test_group_added_later_trains_as_torchs(name: str, foreach: bool) -> None:
+    problem = small_problem()
+    found = []
+    for package in (torch.optim, generated):
+        params = problem.start()
+        optimizer = getattr(package, name)(params[:2], foreach=foreach and package is generated)
+        advance(optimizer, params[:2], [row[:2] for row in problem.gradients[:5]])
+        optimizer.add_param_group({"params": params[2:], "lr": 0.5})
+        advance(optimizer, params, problem.gradients[5:10])
+        found.append(contents(optimizer))
+    assert differences(*found) == []
+
+
+@in_torch
+def test_removing_a_group_or_a_parameter_leaves_the_others_theirs(name: str) -> None:
+    problem = small_problem()
+    found = []
+    for package in (torch.optim, generated):
+        params = problem.start()
+        optimizer = getattr(package, name)([{"params": params[:1]}, {"params": params[1:]}])
+        advance(optimizer, params, problem.gradients[:5])
+        del optimizer.param_groups[0]
+        advance(optimizer, params, problem.gradients[5:10])
+        removed = optimizer.param_groups[0]["params"].pop(1)
+        optimizer.state.pop(removed, None)
+        advance(optimizer, params, problem.gradients[10:15])
+        found.append(contents(optimizer))
+    assert differences(*found) == []
+
+
+# Steps: scalar slots
+
+
+@paths
+@with_step
+def test_each_parameter_counts_the_steps_that_it_had_a_gradient_in(
+    name: str, foreach: bool
+) -> None:
+    params = [parameter(2) for _ in range(4)]
+    optimizer = getattr(generated, name)(
+        [{"params": params[:3]}, {"params": params[3:]}], foreach=foreach
+    )
+    for index in range(6):
+        for divisor, param in enumerate(params, 1):
+            param.grad = None if index % divisor else torch.ones(2)
+        optimizer.step()
+    assert [optimizer.state[p]["step"].item() for p in params] == [6, 3, 2, 2]
+
+
+@paths
+@with_step
+def test_each_step_is_a_tensor_of_its_own(name: str, foreach: bool) -> None:
+    params = [parameter(2) for _ in range(3)]
+    optimizer = getattr(generated, name)(params, foreach=foreach)
+    optimizer.step()
+    steps = [optimizer.state[p]["step"] for p in params]
+    assert len({id(s) for s in steps}) == 3
+    assert len({s.data_ptr() for s in steps}) == 3
+    assert {(s.shape, s.dtype, s.device.type) for s in steps} == {((), torch.float32, "cpu")}
+    steps[1].fill_(10)
+    optimizer.step()
+    # The same tensors advance, as torch's do.
+    assert [s.item() for s in steps] == [2, 11, 2]
+    assert [optimizer.state[p]["step"].item() for p in params] == [2, 11, 2]
+
+
+@paths
+@with_step
+def test_a_step_that_the_user_replaces_counts_on(name: str, foreach: bool) -> None:
+    problem = small_problem()
+    found = []
+    for package in (getattr(torch.optim, name), getattr(generated, name)):
+        params = problem.start()
+        optimizer = package(params, lr=0.1, foreach=foreach and package.__module__ != "torch.optim")
+        if package.__module__.startswith("torch"):
+            optimizer.param_groups[0]["foreach"] = False
+        advance(optimizer, params, problem.gradients[:3])
+        optimizer.state[params[2]]["step"] = torch.tensor(40.0)
+        advance(optimizer, params, problem.gradients[3:6])
+        optimizer.state[params[0]]["step"].fill_(7)
+        advance(optimizer, params, problem.gradients[6:9])
+        found.append(contents(optimizer))
+    assert differences(*found) == []
+    assert found[1]["parameter 2: step"] == 46
+
+
+@paths
+@shipped
+def test_moments_that_the_user_puts_into_the_state_are_used(name: str, foreach: bool) -> None:
+    problem = small_problem()
+    options = list(choices(name))[-1]
+    kind = getattr(generated, name)
+    params = problem.start()
+    first = kind(params, **options, foreach=foreach)
+    advance(first, params, problem.gradients[:5])
+
+    again = [p.detach().clone().requires_grad_() for p in params]
+    second = kind(again, **options, foreach=foreach)
+    mine = []
+    for param, old in zip(again, params, strict=True):
+        for slot, value in first.state[old].items():
+            second.state[param][slot] = value.clone()
+            if value.shape == param.shape and slot != "step":
+                mine.append((param, slot, second.state[param][slot]))
+    advance(first, params, problem.gradients[5:9])
+    advance(second, again, problem.gradients[5:9])
+    assert differences(contents(first), contents(second)) == []
+    assert mine
+    assert all(second.state[p][slot] is value for p, slot, value in mine)
+
+
+@paths
+@shipped
+def test_slots_that_the_user_left_out_are_made(name: str, foreach: bool) -> None:
+    problem = small_problem()
+    options = list(choices(name))[-1]
+    found = []
+    for partly in (False, True):
+        params = problem.start()
+        optimizer = getattr(generated, name)(params, **options, foreach=foreach)
+        if partly and name not in ("Adagrad", "SGD"):
+            slot = "square_avg" if name == "RMSprop" else "exp_avg"
+            optimizer.state[params[0]][slot] = torch.zeros_like(params[0])
+        advance(optimizer, params, problem.gradients[:5])
+        found.append(contents(optimizer))
+    assert differences(*found) == []
+
+
+@in_torch
+def test_slots_have_the_memory_format_of_torchs(name: str) -> None:
+    problem = full_problem(torch.float32)
+    options = list(choices(name))[-1]
+    strides = []
+    for package in (torch.optim, generated):
+        params = problem.start()
+        optimizer = getattr(package, name)(params, **options)
+        # Gradients laid out as autograd lays them out: as the parameter.
+        advance(optimizer, params, [[torch.ones_like(p) for p in params]])
+        strides.append({key: value.stride() for key, value in contents(optimizer).items()})
+    assert strides[1] == strides[0]
+
+
+# Learning rates
+
+
+@paths
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@shipped
+def test_tensor_lr_equals_a_number_within_4_ulp_and_stays_the_same_object(
+    name: str, shape: tuple[int, ...], foreach: bool
+) -> None:
+    lr = torch.full(shape, 0.01)
+    problem = small_problem()
+    found = []
+    for value in (0.01, lr):
+        params = problem.start()
+        optimizer = getattr(generated, name)(
+            [{"params": params[:1]}, {"params": params[1:]}], lr=value, foreach=foreach
+        )
+        advance(optimizer, params, problem.gradients[:1])
+        found.append(params)
+    assert all(group["lr"] is lr for group in optimizer.param_groups)
+    assert torch.equal(lr, torch.full(shape, 0.01))
+    for number, tensor in zip(*found, strict=True):
+        ulp = torch.finfo(torch.float32).eps * number.abs().clamp(min=0.01)
+        assert ((number - tensor).abs() <= 4 * ulp).all()
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad"])
+def test_tensor_lr_is_read_at_each_step(name: str) -> None:
+    problem = small_problem()
+    found = []
+    for as_tensor in (False, True):
+        lr = torch.tensor(0.5)
+        params = problem.start()
+        optimizer = getattr(generated, name)(params, lr=lr if as_tensor else 0.5)
+        for index, row in enumerate(problem.gradients):
+            lr.fill_(2.0**-index)
+            if not as_tensor:
+                optimizer.param_groups[0]["lr"] = 2.0**-index
+            advance(optimizer, params, [row])
+        found.append({k: v for k, v in contents(optimizer).items()})
+    assert differences(*found) == []
+
+
+@paths
+@in_torch
+def test_lr_that_is_changed_by_hand_acts_at_the_next_step(name: str, foreach: bool) -> None:
+    problem = small_problem()
+    found = []
+    for package in (torch.optim, generated):
+        params = problem.start()
+        optimizer = getattr(package, name)(params, foreach=foreach and package is generated)
+        for index, row in enumerate(problem.gradients):
+            optimizer.param_groups[0]["lr"] = 0.3 / (index + 1)
+            optimizer.param_groups[0]["weight_decay"] = 0.1 * (index % 2)
+            advance(optimizer, params, [row])
+        found.append(contents(optimizer))
+    assert differences(*found) == []
+
+
+def schedules(optimizer: torch.optim.Optimizer) -> Iterator[Any]:
+    chooses = torch.optim.lr_scheduler
+    yield chooses.CosineAnnealingLR(optimizer, T_max=10)
+    yield chooses.LambdaLR(optimizer, lambda epoch: 0.9**epoch)
+    yield chooses.SequentialLR(
+        optimizer,
+        [chooses.LinearLR(optimizer, total_iters=3), chooses.StepLR(optimizer, 2)],
+        milestones=[3],
+    )
+    if "betas" in optimizer.defaults or "momentum" in optimizer.defaults:
+        yield chooses.OneCycleLR(optimizer, max_lr=0.1, total_steps=30)
+
+
+@paths
+@pytest.mark.parametrize("number", range(4))
+@in_torch
+def test_torchs_schedulers_drive_us_as_they_drive_torch(
+    name: str, number: int, foreach: bool
+) -> None:
+    problem = small_problem()
+    found = []
+    for package in (torch.optim, generated):
+        params = problem.start()
+        options = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+        optimizer = getattr(package, name)(
+            params, lr=0.1, **options, foreach=foreach and package is generated
+        )
+        schedule = next(itertools.islice(schedules(optimizer), number, None), None)
+        if schedule is None:
+            pytest.skip("OneCycleLR needs momentum or betas")
+        for row in problem.gradients:
+            advance(optimizer, params, [row])
+            schedule.step()
+        found.append((contents(optimizer), schedule.get_last_lr()))
+    assert differences(found[0][0], found[1][0]) == []
+    assert found[0][1] == found[1][1]
+
+
+def test_schedulers_fill_a_tensor_lr_in_place() -> None:
+    lr = torch.tensor(0.5)
+    optimizer = generated.Adam([parameter(2)], lr=lr)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert lr == 0.25
+
+
+@paths
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Lion"])
+def test_tensor_betas_are_read_as_numbers(name: str, foreach: bool) -> None:
+    problem = small_problem()
+    found = []
+    for betas in ((0.5, 0.75), (torch.tensor(0.5), torch.tensor([0.75]))):
+        params = problem.start()
+        optimizer = getattr(generated, name)(params, betas=betas, foreach=foreach)
+        advance(optimizer, params, problem.gradients[:5])
+        found.append(contents(optimizer))
+    assert differences(*found) == []
+
+
+# What is not supported, and what is kept
+
+
+@paths
+@shipped
+def test_sparse_gradients_are_refused_in_torchs_words(name: str, foreach: bool) -> None:
+    param = torch.ones(3, 2, requires_grad=True)
+    indices = torch.tensor([[1]])
+    param.grad = torch.sparse_coo_tensor(indices, torch.ones(1, 2), (3, 2))
+    optimizer = getattr(generated, name)([param], foreach=foreach)
+    with pytest.raises(RuntimeError, match=f"{name} does not support sparse gradients"):
+        optimizer.step()
+    assert torch.equal(param, torch.ones(3, 2))
+
+
+@shipped
+def test_a_copied_optimizer_keeps_its_class_and_groups_and_steps(name: str) -> None:
+    param = parameter(3)
+    optimizer = getattr(generated, name)([param], lr=0.25, foreach=True)
+    optimizer.step()
+    for twin in (copy.deepcopy(optimizer), copy.deepcopy(copy.deepcopy(optimizer))):
+        assert type(twin) is type(optimizer)
+        assert repr(twin) == repr(optimizer)
+        before = param.detach().clone()
+        twin.param_groups[0]["params"][0].grad = torch.ones(3)
+        twin.step()
+        assert torch.equal(param, before)
+
+
+@in_torch
+def test_functions_that_torch_offers_for_any_optimizer_work(name: str) -> None:
+    param = parameter(3)
+    optimizer = getattr(generated, name)([param])
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    optimizer.step()
+    before = optimizer.state_dict()["param_groups"]
+    with torch.optim.swap_in_optimizer_params_and_state(
+        optimizer, [torch.zeros(3)], dict(optimizer.state_dict()["state"])
+    ) if hasattr(torch.optim, "swap_in_optimizer_params_and_state") else _nothing():
+        pass
+    assert optimizer.state_dict()["param_groups"] == before
+
+
+# Programs in which a name stands for storage that is overwritten
+
+PROGRAMS = {
+    "a name for a slot is read after the slot was overwritten": """
+        let before = s
+        s = s * 0.5 + grad
+        descend lr * (s - before)
+    """,
+    "a name of a name": """
+        let one = s
+        let two = one
+        s = lerp(s, grad, 0.25)
+        descend lr * (two + s)
+    """,
+    "the parameter's old value": """
+        let old = param
+        param *= 0.5
+        s = old - param
+        descend lr * (old + s)
+    """,
+    "the gradient is rebound to a slot that changes": """
+        s = s * 0.5 + grad
+        grad = s
+        s = s * 2 + grad
+        descend lr * grad
+    """,
+    "the gradient, kept in a slot, is rebound": """
+        let raw = grad
+        s = grad
+        grad += 0.5 * param
+        grad *= 2
+        descend lr * (grad + raw - s)
+    """,
+    "two slots are exchanged": """
+        let old = s
+        s = t + grad
+        t = old * 0.5
+        descend lr * (s - t)
+    """,
+    "slots are assigned to each other": """
+        s = t
+        t = t * 0.5 + grad
+        descend lr * (s + t)
+    """,
+    "a name assigned in a branch": """
+        let seen = s
+        if decay != 0 { seen = t }
+        s = s * 0.5 + grad
+        t = lerp(t, grad, 0.125)
+        descend lr * seen
+    """,
+    "a branch overwrites what a name stands for": """
+        let seen = s
+        if decay != 0 { s = s * 0.5 + grad }
+        else { t = t * 0.5 + grad }
+        descend lr * (seen + s + t)
+    """,
+    "a temporary is changed after it was stored": """
+        let x = s * 0.5 + grad
+        s = x
+        x = x * 2 + s
+        descend lr * (x + s)
+    """,
+    "a temporary has two names": """
+        let x = s * 0.5 + grad
+        let y = x
+        x = x * 2
+        s = y
+        descend lr * (x + y)
+    """,
+    "a product's other operand is its target": """
+        s = s * 0.5 + grad
+        s = s * 0.5 + s * s
+        descend lr * s
+    """,
+    "a lerp's sum with its own start": """
+        s = lerp(s, grad, 0.125) + s
+        descend lr * s
+    """,
+    "a lerp towards its own square": """
+        s = lerp(s + grad, s * s, 0.25)
+        descend lr * s
+    """,
+    "the target is every operand": """
+        s = s + grad
+        s = (s * 0.5 + s * s) / (s * s + 1)
+        t = max(t, s) * t + max(s, t)
+        descend lr * (s / (abs(s) + 1) + t)
+    """,
+    "the parameter in its own step": """
+        param = param * 0.5 + param * param
+        descend lr * grad * param
+    """,
+    "the target in a scaled sum": """
+        s = s * 0.25 + 0.5 * (s + grad)
+        t = t - 0.5 * (t * s) / (abs(t) + 1)
+        t = t * 0.5 + t * grad / (abs(t) + 1)
+        descend lr * t
+    """,
+}
+
+DECLARATIONS = """
+    doc "A program of the tests."
+    cite "None."
+    hyper lr = 0.125 require lr >= 0
+    hyper decay = 0 require decay >= 0
+    ...
+    state s = zeros_like(param)
+    state t = zeros_like(param)
+"""
+
+
+def compiled(folder: Path, programs: dict[str, str]) -> tuple[dict[str, Spec], ModuleType]:
+    """Optimizers `P0`, `P1`, ..., one per program, as specs and as a built package."""
+    specs = folder / "specs"
+    specs.mkdir()
+    for index, body in enumerate(programs.values()):
+        text = f"optimizer P{index} {{{DECLARATIONS}update {{{body}}}\n}}\n"
+        (specs / f"p{index}.opt").write_text(text, encoding="utf-8")
+    library = pipeline.load([specs])
+    name = f"programs_{abs(hash(str(folder))):x}"
+    build.write(build.plan(library, "optdsl build"), folder / name)
+    sys.path.insert(0, str(folder))
+    try:
+        package = importlib.import_module(name)
+        names = [f"P{index}" for index in range(len(programs))]
+        for each in names:
+            getattr(package, each)
+    finally:
+        sys.path.remove(str(folder))
+    units = {u.name: u for u in library.units if isinstance(u, Spec)}
+    return {p: units[n] for p, n in zip(programs, names, strict=True)}, package
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Spec], ModuleType]:
+    return compiled(tmp_path_factory.mktemp("programs"), PROGRAMS)
+
+
+# Exact in float64: every constant is a power of two and there are few bits, but for divisions.
+START = (0.5, -1.25, 0.0, 3.0, -0.75)
+GRADIENTS = ((1.5, -0.25, 0.5, -2.0, 0.0), (-0.5, 0.75, 1.25, 0.25, -1.0), (0.25, 1.0, 0, -1.5, 2))
+
+
+@paths
+@pytest.mark.parametrize("decay", [0, 1])
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.replace(" ", "-"))
+def test_overwritten_storage_is_copied_where_a_name_still_needs_it(
+    built: tuple[dict[str, Spec], ModuleType], program: str, decay: int, foreach: bool
+) -> None:
+    specs, package = built
+    spec = specs[program]
+    params = [torch.tensor(START, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    optimizer = getattr(package, spec.name)(params, decay=decay, foreach=foreach)
+    array, slots = np.array(START), None
+    hypers = {"lr": 0.125, "decay": decay}
+    for values in GRADIENTS:
+        grads = [torch.tensor(values, dtype=torch.float64) for _ in params]
+        advance(optimizer, params, [grads])
+        array, slots = interpret.step(spec, hypers, array, np.array(values), slots)
+        assert all(g.tolist() == list(values) for g in grads)
+        for param in params:
+            close(param, array)
+            for slot, value in slots.items():
+                close(optimizer.state[param][slot], value)
+
+
+def close(actual: Tensor, expected: Any) -> None:
+    """Within 16 ulp: a name that sees another's change is off by far more."""
+    np.testing.assert_allclose(
+        actual.detach().numpy(), expected, rtol=16 * np.finfo(np.float64).eps, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.replace(" ", "-"))
+def test_programs_have_the_same_bits_on_both_paths(
+    built: tuple[dict[str, Spec], ModuleType], program: str, dtype: torch.dtype
+) -> None:
+    specs, package = built
+    problem = small_problem(dtype)
+    found = []
+    for foreach in PATHS.values():
+        params = problem.start()
+        optimizer = getattr(package, specs[program].name)(params, decay=1, foreach=foreach)
+        advance(optimizer, params, problem.gradients[:3])
+        found.append(contents(optimizer))
+    assert differences(*found) == []
