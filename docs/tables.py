@@ -182,9 +182,7 @@ def kinds() -> str:
         Kind.ELEMENTWISE: "`param`, `grad`, slots that are tensors",
         Kind.MATRIX: "the parameter as a matrix; no operator makes it yet",
     }
-    return table(
-        ("kind", "what has it"), ((kind.name.lower(), meanings[kind]) for kind in Kind)
-    )
+    return table(("kind", "what has it"), ((kind.name.lower(), meanings[kind]) for kind in Kind))
 
 
 def codes() -> str:

@@ -224,6 +224,8 @@ def type_of(expr: Expr) -> Type:
             return Type.NUMBER
         case Ref():
             return expr.type
+        case Apply(op="select", args=(_, then, _)):
+            return type_of(then)
         case Apply():
             return OPS[expr.op].result
         case _:

@@ -231,7 +231,7 @@ TABLE: tuple[Op, ...] = (
     Op("max_abs", Call("max_abs"), (N,), N, Rule.REDUCE, False, lambda x: np.max(np.abs(x), initial=0.0), None, Call("max_abs"), None, None, Call(r"\operatorname{max\_abs}")),
     Op("dot", Call("dot"), (N, N), N, Rule.REDUCE, False, lambda a, b: np.sum(a * b), None, Call("dot"), None, None, Fence(r"\langle", r"\rangle")),
     # First values of slots.
-    Op("zeros_like", Call("zeros_like"), (N,), N, Rule.INITIAL, True, np.zeros_like, None, Call("torch.zeros_like"), None, None, Command("0")),
+    Op("zeros_like", Call("zeros_like"), (N,), N, Rule.INITIAL, True, np.zeros_like, None, Call("torch.zeros_like"), None, None, None),
     Op("full_like", Call("full_like"), (N, N), N, Rule.INITIAL, True, np.full_like, None, Call("torch.full_like"), None, None, Call(r"\operatorname{full}")),
 )
 # fmt: on

@@ -119,7 +119,7 @@ class _Lines(PostLex):
 
 def _touch(first: Token, second: Token) -> bool:
     """Whether two words have nothing between them."""
-    return first.end_pos == second.start_pos and _is_word(first[-1]) and _is_word(second[0])
+    return first.end_pos == second.start_pos and _is_word(first[-1:]) and _is_word(second[:1])
 
 
 def _is_word(character: str) -> bool:

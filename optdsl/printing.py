@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import assert_never
 
@@ -93,10 +94,13 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
             high = Level.UNARY if right_first else Level(level + 1)
             # `a or (b and c)`: correct without, but nobody should have to know.
             low, high = (Level.NOT, Level.NOT) if level is Level.OR else (low, high)
-            space = "" if right_first and _is_short(left) and _is_short(right) else " "
+            hugs = right_first and left[1] >= low and _is_short(left) and _is_short(right)
+            space = "" if hugs else " "
             return f"{_fit(left, low)}{space}{symbol}{space}{_fit(right, high)}", level
         case Prefix(symbol=symbol, level=level), [operand]:
-            return f"{symbol}{_fit(operand, level)}", level
+            # -(x**y): as formatters write it.
+            level_inside = Level.ATOM if operand[1] is Level.POWER else level
+            return f"{symbol}{_fit(operand, level_inside)}", level
         case Call(name=name), _:
             return f"{name}({', '.join(text for text, _ in parts)})", Level.ATOM
         case Method(name=name), [receiver, *rest]:
@@ -107,7 +111,8 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
             text = f"{_fit(then, above)} if {_fit(condition, above)} else {orelse[0]}"
             return text, Level.TERNARY
         case Command(name=name), _:
-            return name + "".join(f"{{{text}}}" for text, _ in parts), Level.ATOM
+            # As the base of a power it needs parentheses.
+            return name + "".join(f"{{{text}}}" for text, _ in parts), Level.UNARY
         case Superscript(), [base, exponent]:
             return f"{_fit(base, Level.ATOM)}^{{{exponent[0]}}}", Level.POWER
         case Fence(left=left_mark, right=right_mark), _:
@@ -124,6 +129,7 @@ def _fit(part: tuple[str, Level], least: Level) -> str:
     return text if level >= least else f"({text})"
 
 
+SHORT = re.compile(r"-?(\w|\.)+(e[+-]\d+)?")
 COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 
 
@@ -141,8 +147,7 @@ def _chain(expr: Apply) -> tuple[Expr, str, Expr, str, Expr] | None:
 
 def _is_short(part: tuple[str, Level]) -> bool:
     """`ruff format` hugs `**` between simple operands: names, numbers, attributes."""
-    text = part[0].removeprefix("-")
-    return text.replace(".", "").replace("_", "").isalnum()
+    return SHORT.fullmatch(part[0]) is not None
 
 
 def show_spec(spec: Spec) -> str:

@@ -84,9 +84,8 @@ def test_training_continues_in_the_other_package_bit_for_bit(
     transport: Callable[[StateDict], StateDict],
     foreach: bool,
 ) -> None:
-    # torch's own foreach path has other bits than its loop in some dtypes, not in float32 here.
     problem = small_problem()
-    expected, expected_params = trained(torch.optim, name, 20, **options)
+    expected, _ = trained(torch.optim, name, 20, **options)
 
     first, params = trained(source, name, 7, **options)
     params = copies(params)
@@ -429,9 +428,7 @@ def test_two_optimizers_that_load_one_dict_are_independent() -> None:
 
 @pytest.mark.parametrize("built", [None, True, False])
 @pytest.mark.parametrize("saved_flag", [None, True, False])
-def test_execution_flags_stay_as_constructed(
-    built: bool | None, saved_flag: bool | None
-) -> None:
+def test_execution_flags_stay_as_constructed(built: bool | None, saved_flag: bool | None) -> None:
     saved, params = saved_adam()
     flags = ("foreach", "capturable", "differentiable", "fused")
     for group in saved["param_groups"]:
@@ -524,7 +521,7 @@ def test_hooks_run_around_saving_and_loading(package: Any) -> None:
 
 
 def test_an_optimizer_without_state_loads_and_saves() -> None:
-    saved, params = saved_adam(steps=0)
+    saved, _ = saved_adam(steps=0)
     assert saved["state"] == {}
     optimizer, own = trained(generated, "Adam", 3)
     optimizer.load_state_dict(saved)

@@ -1,4 +1,4 @@
-"""The documentation holds: its tables are the compiler's, its specs compile, its links lead somewhere."""
+"""The documentation holds: its tables are the compiler's, its specs compile, its links resolve."""
 
 import importlib.util
 import re

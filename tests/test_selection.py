@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from generated._foreach import scale_
-from generated._optimizer import Rows, as_real, as_real_list, number
+from generated._optimizer import Rows, as_real, as_real_list, dot, max_abs, number
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +39,7 @@ def compiled(text: str) -> tuple[ir.Spec, Any]:
     names: dict[str, Any] = {
         "torch": torch, "Group": dict, "Rows": Rows, "as_real": as_real,
         "as_real_list": as_real_list, "number": number, "scale_": scale_,
+        "dot": dot, "max_abs": max_abs,
     }  # fmt: skip
     exec(compile(code, "<random spec>", "exec", dont_inherit=True), names)
     return spec, names["Update"]

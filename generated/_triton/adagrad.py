@@ -169,6 +169,7 @@ def update(
         step_at = _math.pointer(tl.load(tensor + 7 * COUNT), tl.float32, False)
         tl.store(step_at, tl.load(row + 4).to(tl.float32))
     addresses = param_at | grad_at | sum_at
+
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
             param_at,

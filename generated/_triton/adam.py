@@ -241,6 +241,7 @@ def update(
         step_at = _math.pointer(tl.load(tensor + 9 * COUNT), tl.float32, False)
         tl.store(step_at, tl.load(row + 9).to(tl.float32))
     addresses = param_at | grad_at | exp_avg_at | exp_avg_sq_at | max_exp_avg_sq_at
+
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
             param_at,

@@ -223,6 +223,7 @@ def update(
         step_at = _math.pointer(tl.load(tensor + 9 * COUNT), tl.float32, False)
         tl.store(step_at, tl.load(row + 7).to(tl.float32))
     addresses = param_at | grad_at | square_avg_at | momentum_buffer_at | grad_avg_at
+
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
             param_at,

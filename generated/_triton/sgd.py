@@ -192,6 +192,7 @@ def update(
     offset = (chunk - first_chunk) * BLOCK
     remaining = tl.minimum(numel - offset, BLOCK).to(tl.int32)
     addresses = param_at | grad_at | momentum_buffer_at
+
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
             param_at,

@@ -7,6 +7,7 @@ slots; `columns` are the names that the body then reads. Options stay: they spec
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -51,13 +52,15 @@ def hoist_scalars(spec: Spec) -> Spec:
 class _Hoister:
     def __init__(self, spec: Spec) -> None:
         self.program: list[Stmt] = []
-        # Column names in the order of first use, with the guarded expression each stands for.
-        self.columns: dict[str, Expr] = {}
+        # Column names in the order of first use, with what each stands for: an expression, guarded,
+        # at one version of the names in it.
+        self.columns: dict[str, tuple[Expr, tuple[int, ...]]] = {}
         self.taken = {h for hyper in spec.hypers for h in (hyper.name, *hyper.components)}
         self.taken |= {s.name for s in spec.states}
         self.taken |= {s.name for s in statements(spec.body) if isinstance(s, Let)}
-        # Names whose value in the scalar program has changed since a column was made from them.
-        self.versions: dict[str, int] = {}
+        # How often the scalar program has written a name so far.
+        self.versions: Counter[str] = Counter()
+        self.changing = _changing(spec)
 
     def block(self, body: tuple[Stmt, ...], guards: tuple[Expr, ...]) -> Iterator[Stmt]:
         for stmt in body:
@@ -66,17 +69,21 @@ class _Hoister:
     def statement(self, stmt: Stmt, guards: tuple[Expr, ...]) -> Iterator[Stmt]:
         match stmt:
             case Let(value=value) if is_scalar(value) and stmt.kind <= Kind.SCALAR:
+                self.versions[stmt.name] += 1
                 self.program.append(replace(stmt, value=_guarded(value, guards)))
             case Let(value=value):
                 yield replace(stmt, value=self.expr(value, guards))
             case Assign(target=target) if target.kind <= Kind.SCALAR:
-                self.versions[target.name] = self.versions.get(target.name, 0) + 1
+                self.versions[target.name] += 1
                 self.program.append(_nested(stmt, guards))
             case Assign(value=value):
                 yield replace(stmt, value=self.expr(value, guards))
             case Descend(value=value):
                 yield replace(stmt, value=self.expr(value, guards))
             case If(condition=condition):
+                if any(r.name in self.changing for r in refs(condition)):
+                    # A branch may change what the condition reads: it is decided before.
+                    condition = self.condition(condition, guards)
                 then = tuple(self.block(stmt.then, (*guards, condition)))
                 negated = apply("not", condition, span=condition.span)
                 orelse = tuple(self.block(stmt.orelse, (*guards, negated)))
@@ -85,11 +92,11 @@ class _Hoister:
                     yield replace(stmt, condition=bound, then=then, orelse=orelse)
 
     def condition(self, condition: Expr, guards: tuple[Expr, ...]) -> Expr:
-        return condition if kind_of(condition) is Kind.OPTION else self.column(condition, guards)
+        return condition if _is_decided(condition) else self.column(condition, guards)
 
     def expr(self, expr: Expr, guards: tuple[Expr, ...]) -> Expr:
         """The expression with each of its largest scalar parts read from the table."""
-        if isinstance(expr, Const) or kind_of(expr) is Kind.OPTION:
+        if _is_decided(expr):
             return expr
         if is_scalar(expr):
             return self.column(expr, guards)
@@ -100,29 +107,44 @@ class _Hoister:
 
     def column(self, expr: Expr, guards: tuple[Expr, ...]) -> Ref:
         value = _guarded(expr, guards)
-        name = self.name(expr, value)
+        made = (value, tuple(self.versions[r.name] for r in refs(value)))
+        name = self.name(expr, made)
         if name not in self.columns:
-            self.columns[name] = value
+            self.columns[name] = made
             if not (isinstance(expr, Ref) and expr.name == name):
                 self.program.append(Let(name, value, Kind.SCALAR, expr.span))
         # A flag is stored as 0 or 1, and stays a condition.
         return Ref(name, Role.COLUMN, Kind.SCALAR, type_of(expr), expr.span)
 
-    def name(self, expr: Expr, value: Expr) -> str:
+    def name(self, expr: Expr, made: tuple[Expr, tuple[int, ...]]) -> str:
         """The author's name where there is one, else the expression in words."""
-        # A slot may change after this: its value now needs a name of its own.
-        direct = isinstance(expr, Ref) and expr.role is not Role.STATE
-        if isinstance(expr, Ref) and direct and expr.role is not Role.PROPERTY:
+        # What may change after this needs a name for its value now.
+        fixed = isinstance(expr, Ref) and expr.role not in (Role.STATE, Role.PROPERTY)
+        if isinstance(expr, Ref) and fixed and expr.name not in self.changing:
             return expr.name
-        changed = max((self.versions.get(r.name, 0) for r in refs(expr)), default=0)
+        changed = max((self.versions[r.name] for r in refs(expr)), default=0)
         words = in_words(expr) + (f"_after_{changed}" if changed > 1 else "")
         if isinstance(expr, Ref):
             words += "_now"
         name, count = words, 1
-        while name in self.taken or self.columns.get(name, value) != value:
+        while name in self.taken or self.columns.get(name, made) != made:
             count += 1
             name = f"{words}_{count}"
         return name
+
+
+def _is_decided(expr: Expr) -> bool:
+    """Literals and options: known when a kernel is specialised. Names for them are not."""
+    return kind_of(expr) is Kind.OPTION and all(r.role is Role.OPTION for r in refs(expr))
+
+
+def _changing(spec: Spec) -> frozenset[str]:
+    """The numbers that are written more than once, or kept: a name has several values."""
+    body = list(statements(spec.body))
+    written = Counter(s.name for s in body if isinstance(s, Let) and s.kind <= Kind.SCALAR)
+    written.update(s.target.name for s in body if isinstance(s, Assign) and is_scalar(s.target))
+    kept = {s.name for s in spec.states if s.kind <= Kind.SCALAR and s.name in written}
+    return frozenset({n for n, count in written.items() if count > 1} | kept)
 
 
 def _guarded(value: Expr, guards: tuple[Expr, ...]) -> Expr:

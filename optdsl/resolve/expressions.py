@@ -27,9 +27,10 @@ class ExpressionResolver:
         self.log = log
         self.scope = Scope()
         self.hypers: list[Hyper] = []
-        # At this place: whether it is a slot's first value, slots that may be unset, conditions
-        # known to hold, and the condition under which each slot exists.
+        # At this place: whether it is a slot's first value, names that may have been assigned,
+        # slots that may be unset, conditions known to hold, and those under which slots exist.
         self.in_state = False
+        self.assigned: frozenset[str] = frozenset()
         self.unset: frozenset[str] = frozenset()
         self.guards: frozenset[ir.Expr] = frozenset()
         self.whens: dict[str, ir.Expr] = {}
@@ -131,9 +132,9 @@ class ExpressionResolver:
             return None
         # Beyond 2**53 float64 skips integers, and beyond 4,300 digits Python refuses to convert.
         if len(node.text) > 400 or (is_integer and int(node.text) > LARGEST_INTEGER):
-            what = "integer" if is_integer else "number"
+            what = "integer is larger" if is_integer else "number has more digits"
             self.log.error(
-                Code.NUMBER_RANGE, f"This {what} has more digits than float64 holds.", node.span,
+                Code.NUMBER_RANGE, f"This {what} than float64 holds exactly.", node.span,
                 notes=(f"The largest integer is 2**53 = {LARGEST_INTEGER}.",),
                 hints=("Write it as a real number, such as 1e20.",),
             )  # fmt: skip
@@ -180,6 +181,11 @@ class ExpressionResolver:
             case (syntax.Name(text=text) as name,) if (
                 text in self.scope.names and self.scope.names[text].role is Role.STATE
             ):
+                if text in self.assigned:
+                    self.log.error(
+                        Code.UNSUPPORTED, f"The slot '{text}' was assigned before this.", node.span,
+                        hints=("Ask before the first assignment.",),
+                    )  # fmt: skip
                 slot = replace(self.scope.names[text], span=name.span)
                 return ir.Apply("unset", (slot,), Kind.SCALAR, node.span)
             case _:

@@ -29,6 +29,7 @@ class StatementResolver(MemberResolver):
         while True:
             kinds = dict(self.kinds)
             self.scope.names, self.unset, self.log = dict(names), unset, Log()
+            self.assigned = frozenset()
             result = self.block(body)
             if self.kinds == kinds:
                 log.diagnostics += self.log.diagnostics
@@ -88,6 +89,7 @@ class StatementResolver(MemberResolver):
         if not self._fits_target(target, value, node) or not self._widen(target, kind, node):
             return
         self.unset -= {name.text}
+        self.assigned |= {name.text}
         yield ir.Assign(target, value, operator, node.span)
 
     def _refuse_target(self, name: syntax.Name, known: ir.Ref | None) -> None:
@@ -109,8 +111,8 @@ class StatementResolver(MemberResolver):
 
     def _plain(self, node: syntax.AssignStmt) -> tuple[ir.Expr, Kind, str] | None:
         """target = value"""
-        value = self.expr(node.value)
         self.check_exists(node.target)
+        value = self.expr(node.value)
         return None if value is None else (value, ir.kind_of(value), "")
 
     def _augmented(
@@ -168,11 +170,14 @@ class StatementResolver(MemberResolver):
             unset, self.whens = frozenset(), {}
         self.unset = unset - _known_set(condition, True)
         self.guards = guards | _known(condition, True)
+        assigned = self.assigned
         then = self.block(node.then)
-        after_then = self.unset
+        after_then, assigned_then = self.unset, self.assigned
         self.unset = unset - _known_set(condition, False)
         self.guards = guards | _known(condition, False)
+        self.assigned = assigned
         orelse = self.block(node.orelse)
+        self.assigned |= assigned_then
         self.guards, self.unset, self.whens = guards, after_then | self.unset, whens
         if condition is not None:
             yield ir.If(condition, then, orelse, node.span)

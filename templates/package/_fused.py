@@ -9,17 +9,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._optimizer import Group, Optimizer, number
 
@@ -57,6 +59,8 @@ class _Plan:
         self, optimizer: Optimizer, groups: list[Group], on_device: bool, last: _Plan | None
     ) -> None:
         kernels = [_kernels(optimizer, group) for group in groups]
+        # Held, so that no other object takes their identity.
+        self.groups = groups
         self.kernels = next((k for k in kernels if k is not None), None)
         self.done = [g for g, k in zip(groups, kernels, strict=True) if k is not None]
         self.key = self._key(groups, on_device)
@@ -87,7 +91,7 @@ class _Plan:
         key: list[Any] = [on_device]
         deciding = () if self.kernels is None else self.kernels.DECIDING
         for group in groups:
-            key.append(list(map(id, group["params"])))
+            key.append([id(group), *map(id, group["params"])])
             key.append([group["maximize"], *(number(group[name]) for name in deciding)])
         return key
 
@@ -126,16 +130,19 @@ def _kernels(optimizer: Optimizer, group: Group) -> Any:
             _device_dtype_check_for_fused(param)
     elif not all(param.is_floating_point() for param in group["params"]):
         return _no_kernel("complex parameters")
+    if any(is_traceable_wrapper_subclass(param) for param in group["params"]):
+        return _no_kernel("tensors that wrap others")
     devices = {param.device.type for param in group["params"]}
-    if not optimizer.kernels:
-        return _no_kernel(type(optimizer).__name__)
     if "cpu" in devices and os.environ.get("TRITON_INTERPRET") != "1":
         return _no_kernel("CPU")
     if devices - {"cpu", "cuda", "xpu"}:
         return _no_kernel(", ".join(sorted(devices)))
     if importlib.util.find_spec("triton") is None:
         return _no_kernel("an environment without triton")
-    return importlib.import_module(f"._triton.{optimizer.kernels}", __package__)
+    module = f"{__package__}._triton.{optimizer.kernels}"
+    if not optimizer.kernels or importlib.util.find_spec(module) is None:
+        return _no_kernel(type(optimizer).__name__)
+    return importlib.import_module(module)
 
 
 @cache
@@ -163,9 +170,9 @@ class _Member:
         inputs: tuple[Any, ...] = kernels.inputs(self.group, self.param, self.unset)
         return inputs
 
-    def likeness(self) -> tuple[Hashable, ...]:
-        """Members that agree in this have the same inputs."""
-        return (id(self.group), self.unset, self.param.ndim, self.param.numel())
+    def likeness(self, kernels: Any) -> Hashable:
+        """Members that agree in this have the same inputs, now and after the group has changed."""
+        return (id(self.group), self.given(kernels))
 
 
 def _member(optimizer: Optimizer, group: Group, param: Tensor, grad: Tensor) -> _Member:
@@ -256,7 +263,7 @@ class _HostScalars:
         values = _read([slot for slots in self.slots for slot in slots], known)
         numbers = [tuple(values[id(slot)] for slot in slots) for slots in self.slots]
         self.given, firsts = _classes(
-            [(m.likeness(), n) for m, n in zip(members, numbers, strict=True)]
+            [(m.likeness(kernels), n) for m, n in zip(members, numbers, strict=True)]
         )
         self.rows = self.given
         self.count = len(firsts)
@@ -311,7 +318,7 @@ class _DeviceScalars:
 
     def __init__(self, kernels: Any, members: list[_Member]) -> None:
         self.kernels = kernels
-        self.given, firsts = _classes([m.likeness() for m in members])
+        self.given, firsts = _classes([m.likeness(kernels) for m in members])
         self.rows = list(range(len(members)))
         self.count = len(members)
         self.examples = [members[i] for i in firsts]
@@ -324,15 +331,18 @@ class _DeviceScalars:
         return True
 
     def fill(self, table: Tensor, tensors: Tensor) -> None:
+        def stays(value: Any) -> bool:
+            return isinstance(value, Tensor) and value.device == table.device
+
         given = [m.given(self.kernels) for m in self.examples]
-        numbers = [tuple(0.0 if isinstance(v, Tensor) else v for v in row) for row in given]
+        numbers = [tuple(0.0 if stays(v) else number(v) for v in row) for row in given]
         if numbers != self.written:
             _upload(numbers, self.inputs)
             self.written = numbers
-        for row, values in enumerate(given):
-            for column, value in enumerate(values):
-                if isinstance(value, Tensor):
-                    self.inputs[row, column].copy_(value.reshape(()), non_blocking=True)
+        for i, row in enumerate(given):
+            for j, value in enumerate(row):
+                if stays(value):
+                    self.inputs[i, j].copy_(value.reshape(()))
         _launch(self.kernels.prologue, self.count, tensors, self.inputs, table, self.count)
 
     def known(self) -> Iterator[_Known]:
@@ -355,7 +365,7 @@ class _Launch:
         self.params = [m.param for m in members]
         self.copies = [(m.param, m.flat) for m in members if m.flat is not m.param]
         self.names = list(members[0].slots)
-        self.addresses = self._addresses([m.slots for m in members])
+        self.places = self._places([m.slots for m in members])
         # What the last step has seen of the gradients, and copies of those in another layout.
         self.grad_dtype = members[0].grad_dtype
         self.grads: list[int] = []
@@ -363,15 +373,15 @@ class _Launch:
         self.relaid: list[Tensor] = []
 
         device = members[0].param.device
-        chunks = [max(1, -(-param.numel() // BLOCK)) for param in self.params]
+        chunks = [max(1, -(-numel // BLOCK)) for numel in self.places[0]]
         absent = [0] * len(members)
-        slots = dict(zip(self.names, self.addresses[1:], strict=True))
+        slots = dict(zip(self.names, self.places[2:], strict=True))
         columns = [
-            [param.numel() for param in self.params],
+            self.places[0],
             [0, *accumulate(chunks[:-1])],
             scalars.rows,
             scalars.given,
-            [m.flat.data_ptr() for m in members],
+            _addresses(m.flat for m in members),
             absent,  # the gradients, written by each step
             *(slots.get(name, absent) for name in (*kernels.SLOTS, *kernels.SCALAR_SLOTS)),
         ]
@@ -383,22 +393,21 @@ class _Launch:
         self.constants = _constants(kernels, members[0])
         self._refresh_grads()
 
-    def _addresses(self, slots: Sequence[Mapping[str, Tensor]]) -> list[list[int]]:
-        return [
-            [param.data_ptr() for param in self.params],
-            *([slot[name].data_ptr() for slot in slots] for name in self.names),
+    def _places(self, slots: Sequence[Mapping[str, Tensor]]) -> list[list[int]]:
+        return [list(map(Tensor.numel, self.params)), _addresses(self.params)] + [
+            _addresses(map(itemgetter(name), slots)) for name in self.names
         ]
 
     def is_current(self, state: Mapping[Tensor, Mapping[str, Any]]) -> bool:
         """Whether the table of tensors is right, once the gradients' addresses are."""
         try:
-            slots = [state[param] for param in self.params]
+            slots = list(map(state.__getitem__, self.params))
             return (
-                self.addresses == self._addresses(slots)
+                self.places == self._places(slots)
                 and self.scalars.is_current()
                 and self._refresh_grads()
             )
-        except (AttributeError, KeyError, RuntimeError):
+        except (AttributeError, KeyError, RuntimeError, TypeError):
             # A slot or a gradient is gone or has no address: the next plan says what is wrong.
             return False
 
@@ -407,14 +416,14 @@ class _Launch:
         grads: list[Any] = [param.grad for param in self.params]
         if {grad.dtype for grad in grads} != {self.grad_dtype}:
             return False
-        strides = [grad.stride() for grad in grads]
+        strides = list(map(Tensor.stride, grads))
         if strides != self.strides:
             dense = [_like(g, m.flat, "grad") for g, m in zip(grads, self.members, strict=True)]
             self.relaid = [d for d, g in zip(dense, grads, strict=True) if d is not g]
             # Copies are made anew in each step.
             self.strides = [] if self.relaid else strides
             grads = dense
-        addresses = [grad.data_ptr() for grad in grads]
+        addresses = _addresses(grads)
         if addresses != self.grads:
             _upload(addresses, self.tensors[GRAD])
             self.grads = addresses
@@ -470,6 +479,10 @@ def _constants(kernels: Any, member: _Member) -> dict[str, Any]:
         "VECTOR": 16 // smallest,
         "BLOCK": BLOCK,
     }
+
+
+def _addresses(tensors: Iterable[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, tensors))
 
 
 def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:

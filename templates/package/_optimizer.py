@@ -44,6 +44,16 @@ def full_like(param: Tensor, value: float) -> Tensor:
     return torch.full_like(param, complex(value, value) if param.is_complex() else value)
 
 
+def max_abs(tensor: Tensor) -> Tensor:
+    """The largest magnitude; 0 of an empty tensor."""
+    return tensor.abs().max() if tensor.numel() else tensor.new_zeros(())
+
+
+def dot(left: Tensor, right: Tensor) -> Tensor:
+    """The sum of products, of tensors of any shape."""
+    return (left * right).sum()
+
+
 @dataclass(frozen=True)
 class Slot:
     """A tensor, or with `scalar` a number, that an optimizer keeps for each parameter.

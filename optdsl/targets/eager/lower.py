@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optdsl import passes
 from optdsl.ir import Apply, Const, Expr, Ref, Spec, is_scalar, kind_of, type_of
-from optdsl.ops import OPS, Call, Infix, Kind, Method, Prefix, Type
+from optdsl.ops import OPS, Call, Infix, Method, Prefix, Type
 from optdsl.targets.eager.view import View
 from optdsl.targets.layout import WIDTH, bracketed, broken_call, indented
 from optdsl.targets.torch_code import (
@@ -110,7 +110,7 @@ class Eager(Writer):
         match value:
             case Ref(name=other):
                 return [] if other == name else None
-            case Apply(args=(receiver, *others)) if self.has_in_place(value):
+            case Apply(args=(receiver, *others)) if self.has_method(value) and keeps_shape(value):
                 before = self.in_place(name, receiver)
                 if before is None:
                     return None
@@ -120,12 +120,12 @@ class Eager(Writer):
             case _:
                 return None
 
-    def has_in_place(self, value: Apply) -> bool:
+    def has_method(self, value: Apply) -> bool:
         receiver = value.args[0]
         if not is_tensor(receiver) or type_of(receiver) is Type.BOOL:
             return False
         if value.op in KEYWORDS or value.op in METHODS or value.op == "lerp":
-            return kind_of(receiver) >= Kind.ELEMENTWISE
+            return True
         return value.op in ("neg", "sqrt", "exp", "log", "sin", "cos", "abs", "sign")
 
     def method(self, value: Apply, in_place: bool) -> str:
@@ -180,10 +180,10 @@ class Eager(Writer):
                 symbol = OPS[op].host
                 assert isinstance(symbol, Infix)
                 return f"({self.operand(left)} {symbol.symbol} {self.operand(right)})", []
-            case Apply(args=(receiver, *_)) if self.has_in_place(expr):
+            case Apply(args=(receiver, *_)) if self.has_method(expr):
                 text, steps = self.parts(receiver)
                 fresh = bool(steps) or not isinstance(receiver, Ref)
-                return text, [*steps, self.method(expr, in_place=fresh)]
+                return text, [*steps, self.method(expr, in_place=fresh and keeps_shape(expr))]
             case Apply(op=op, args=args):
                 return self.generic(op, args, expr), []
 
@@ -209,3 +209,8 @@ class Eager(Writer):
                 return f"({symbol}{first})"
             case _:
                 raise unsupported(f"'{op}' is not supported on tensors.", expr.span)
+
+
+def keeps_shape(value: Apply) -> bool:
+    """Whether the result fits into the first operand: a norm times a tensor does not."""
+    return kind_of(value.args[0]) == value.kind

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 
-from optdsl import passes, printing
+from optdsl import printing
 from optdsl.ir import (
     FLAGS,
     Apply,
@@ -19,12 +20,10 @@ from optdsl.ir import (
     Spec,
     State,
     apply,
-    expressions,
     refs,
-    statements,
 )
 from optdsl.ops import Kind
-from optdsl.targets import latex
+from optdsl.targets import eager, foreach, latex, triton
 from optdsl.targets.layout import WIDTH, bracketed, indented
 from optdsl.targets.module.view import View
 from optdsl.targets.torch_code import Lines, unsupported
@@ -63,6 +62,13 @@ def lower(spec: Spec) -> View:
     )
 
 
+# What the sections of a module may call, by the runtime module that has it.
+RUNTIME = {
+    "_foreach": ("scale_",),
+    "_optimizer": ("as_real", "as_real_list", "dot", "full_like", "max_abs", "number"),
+}
+
+
 def _imports(spec: Spec) -> Lines:
     """What this module and its update sections use, as isort orders it."""
     if spec.base is not None:
@@ -73,39 +79,26 @@ def _imports(spec: Spec) -> Lines:
             "",
             f"from .{spec.base.lower()} import {spec.base}",
         )
-    body = passes.optimise(spec).body
-    names = ["Group", "Optimizer", "Rows", "Slot"]
-    text = "".join(_slot_text(spec))
-    used = {r.name for s in statements(body) for e in expressions(s) for r in refs(e)}
-    numbers = {n for h in spec.hypers if h.kind is Kind.HYPER for n in (h.name, *h.components)}
-    names += ["as_real"] if _takes_views(spec) else []
-    names += ["as_real_list"] if _takes_views(spec) else []
-    names += ["full_like"] if "full_like(" in text else []
-    names += ["number"] if used & numbers or "number(" in text else []
-    ordered = sorted(names, key=lambda n: (n[0].islower(), n))
-    package = bracketed("from ._optimizer import (", ordered, ")", 0)
-    if len(package) == 1:
-        package = (f"from ._optimizer import {', '.join(ordered)}",)
-    scales = ("from ._foreach import scale_",) if _scales_in_place(spec) else ()
-    return (
-        "import torch",
-        "from torch import Tensor",
-        "from torch.optim.optimizer import ParamsT",
-        "",
-        *scales,
-        *package,
-    )
+    one, many = eager.lower(spec), foreach.lower(spec)
+    assert one is not None
+    assert many is not None
+    text = "\n".join((*one.unpack, *one.body, *many.body, *_slot_text(spec)))
+    used = {
+        module: [n for n in names if re.search(rf"\b{n}\b", text)]
+        for module, names in RUNTIME.items()
+    }
+    used["_optimizer"] = ["Group", "Optimizer", "Rows", "Slot", *used["_optimizer"]]
+    lines = ["import torch", "from torch import Tensor"]
+    lines += ["from torch.optim.optimizer import ParamsT", ""]
+    for module, names in used.items():
+        if names:
+            lines += _import(f"from .{module} import ", names)
+    return tuple(lines)
 
 
-def _takes_views(spec: Spec) -> bool:
-    return passes.first_real_statement(passes.optimise(spec).body) is not None
-
-
-def _scales_in_place(spec: Spec) -> bool:
-    from optdsl.targets import foreach
-
-    view = foreach.lower(spec)
-    return view is not None and any("scale_(" in line for line in view.body)
+def _import(head: str, names: list[str]) -> Lines:
+    line = head + ", ".join(names)
+    return (line,) if len(line) <= WIDTH else bracketed(f"{head}(", names, ")", WIDTH)
 
 
 # The constructor
@@ -212,7 +205,9 @@ def _attributes(spec: Spec) -> Lines:
     if spec.base is not None:
         fixed = ", ".join(f'"{n}": {v}' for n, v in spec.fixed)
         return (f"fixed: ClassVar[dict[str, bool]] = {{{fixed}}}",) if spec.fixed else ()
-    lines = [f'kernels = "{spec.name.lower()}"']
+    # Not every kind of update has a kernel: then the base's empty name stays.
+    fused = triton.lower(spec) is not None
+    lines = [f'kernels = "{spec.name.lower()}"'] if fused else []
     slots = _slot_text(spec)
     one_line = f"slots = ({slots[0]})" if len(slots) == 1 else ""
     if not slots:

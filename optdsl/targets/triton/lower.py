@@ -42,8 +42,19 @@ from optdsl.targets.triton.view import Entry, Lines, Tensor, View
 KINDS = frozenset({Kind.OPTION, Kind.HYPER, Kind.SCALAR, Kind.ELEMENTWISE})
 # Names that the template uses itself, where an author's names stand too.
 TAKEN = frozenset(
-    {"tl", "triton", "group", "param", "grad", "unset", "tensor", "chunk", "inputs", "row", "numel"}
-    | {"offset", "remaining", "lanes", "mask", "addresses", "float", "first_chunk"}
+    {"tl", "triton", "float", "group", "param", "grad", "unset", "given", "tensor", "chunk", "row"}
+    | {"numel", "first_chunk", "offset", "remaining", "lanes", "mask", "addresses", "found_inf"}
+)
+OWN_CONSTANTS = (
+    "GRAD_SCALE",
+    "FOUND_INF",
+    "ALIGNED",
+    "VECTOR",
+    "BLOCK",
+    "TENSORS",
+    "CHUNKS",
+    "TABLE",
+    "COUNT",
 )
 # The rows of the table of tensors before the first address: size, first chunk, row of the table of
 # numbers, row of inputs.
@@ -56,9 +67,12 @@ def lower(spec: Spec) -> View | None:
     if spec.base is not None or not _is_elementwise(spec):
         return None
     try:
-        return _Lowering(spec).view()
+        view = _Lowering(spec).view()
     except Unspellable:
         return None
+    # Two options, or an option and a slot's type, may meet in one constant.
+    constants = (*view.constants, *OWN_CONSTANTS)
+    return view if len({*constants}) == len(constants) else None
 
 
 def _is_elementwise(spec: Spec) -> bool:
@@ -95,6 +109,7 @@ class _Lowering:
 
     def view(self) -> View:
         inputs = self.inputs
+        sources = tuple(dict.fromkeys(i.source for i in inputs))
         results = (*self.columns, *self.scalar_slots)
         arguments = [f"{_safe(i.name)}: float" for i in inputs]
         arguments += [f"{_safe(name)}: float" for name in self.scalar_slots]
@@ -111,7 +126,7 @@ class _Lowering:
             column_count=len(results),
             input_count=len(inputs),
             uses_python_math="math." in text.replace("_math.", ""),
-            input_sources=tuple(dict.fromkeys(i.source for i in inputs)),
+            given=indented(bracketed("return (", sources, _tuple_end(sources), 4)),
             scalars_head=bracketed("def scalars(", arguments, ") -> tuple[float, ...]:", 0),
             host_scalars=indented(self.host(program)),
             host_results=indented(
@@ -130,6 +145,7 @@ class _Lowering:
                 Entry(_safe(name), _offset(len(self.columns) + n), False)
                 for n, name in enumerate(self.scalar_slots)
             ),
+            addresses=self.addresses(),
             constants=self.constants(),
             body=indented(self.block(self.spec.body, 4)),
         )
@@ -240,17 +256,27 @@ class _Lowering:
             for s in statements(self.spec.body)
             if isinstance(s, Assign) and s.target.role in (Role.PARAM, Role.STATE)
         }
+        used = {r.name for r in self.body_refs()} | written | {"grad"}
         found = [("param", ""), ("grad", "")]
         found += [(s.name, self.exists(s)) for s in self.tensor_slots]
         return tuple(
             Tensor(
                 _safe_slot(name),
                 _row_of(FIRST_ADDRESS + n),
-                indented(_load(name, condition)),
+                indented(_load(name, condition)) if name in used else (),
                 indented(_store(name, condition)) if name in written else (),
             )
             for n, (name, condition) in enumerate(found)
         )
+
+    def addresses(self) -> Lines:
+        """All addresses in one number, whose last bits say whether each is aligned."""
+        names = [f"{t.name}_at" for t in self.tensors()]
+        lines = _fitted("addresses = ", " | ".join(names), 4)
+        if max(map(len, lines)) + 4 > WIDTH:
+            first, *others = names
+            lines = (lines[0], *indented((first, *(f"| {name}" for name in others))), lines[-1])
+        return indented(lines)
 
     def exists(self, slot: State) -> str:
         if slot.when is None:
@@ -303,10 +329,10 @@ class _Lowering:
 
 
 def _safe(name: str) -> str:
-    """An author's name beside the template's own: `offset` -> `offset_`, `param.ndim` ->
-    `param_ndim`."""
+    """An author's name beside the template's own: `offset` -> `offset_`, `x_at` -> `x_at_`, for it
+    would be the pointer to a slot, `BLOCK` -> `BLOCK_`; `param.ndim` -> `param_ndim`."""
     name = name.replace(".", "_")
-    return f"{name}_" if name in TAKEN else name
+    return f"{name}_" if name in TAKEN or name.endswith("_at") or name.isupper() else name
 
 
 def _safe_slot(name: str) -> str:

@@ -41,7 +41,7 @@ class View:
     column_count: int
     input_count: int
     uses_python_math: bool
-    input_sources: Lines
+    given: Lines
     scalars_head: Lines
     host_scalars: Lines
     host_results: Lines
@@ -53,5 +53,6 @@ class View:
     tensors: tuple[Tensor, ...]
     columns: tuple[Entry, ...]
     new_scalar_slots: tuple[Entry, ...]
+    addresses: Lines
     constants: Lines
     body: Lines

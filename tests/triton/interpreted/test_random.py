@@ -1,0 +1,127 @@
+"""Kernels of random updates mean what the reference interpreter computes."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from generated._optimizer import Optimizer, Slot
+from optdsl import interpret
+from optdsl.emit import render
+from optdsl.parse import parse
+from optdsl.resolve import resolve
+from optdsl.source import Source
+from optdsl.targets import triton
+from tests.random_specs import SMOOTH, updates
+
+SIZE = 37
+# What a kernel of one pass can compute.
+REDUCTIONS = ("norm(", "mean(", "dot(", "sum(", "max_abs(")
+ELEMENTWISE = tuple(p for p in SMOOTH if not any(name in p for name in REDUCTIONS))
+NUMBERS = itertools.count()
+QUICK = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=60)
+LONG = settings(QUICK, max_examples=2000)
+
+
+class Random(Optimizer):
+    """What every random spec declares."""
+
+    slots = (
+        Slot("step", lambda group, param: 0, scalar=True),
+        Slot("a", lambda group, param: torch.zeros_like(param)),
+        Slot("b", lambda group, param: torch.full_like(param, group["c"])),
+    )
+
+
+def compiled(text: str, folder: Path) -> tuple[Any, str]:
+    """The spec, and the name of the module with its kernels. Triton reads sources from files."""
+    (spec,), _ = resolve([parse(Source("random.opt", text))])
+    name = f"random_{next(NUMBERS)}"
+    path = folder / f"{name}.py"
+    path.write_text(render("triton.py.jinja", triton.lower(spec)))
+    found = importlib.util.spec_from_file_location(f"generated._triton.{name}", path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[module.__name__] = module
+    found.loader.exec_module(module)
+    return spec, name
+
+
+def check(text: str, flag: bool, capturable: bool, folder: Path) -> None:
+    """In float64, where kernel and reference differ by the roundings of contracted nodes alone."""
+    spec, name = compiled(text, folder)
+    Random.kernels = name
+    generator = torch.Generator().manual_seed(7)
+    param, grad = (torch.randn(SIZE, dtype=torch.float64, generator=generator) for _ in range(2))
+    hypers = {"c": 0.3, "d": 0.7, "flag": flag}
+    flags = {"maximize": False, "foreach": None, "differentiable": False, "fused": True}
+    optimizer = Random([param], {**hypers, **flags, "capturable": capturable})
+    expected, state = param.numpy().copy(), None
+    param.grad = grad
+    for _ in range(2):
+        optimizer.step()
+        expected, state = interpret.step(spec, hypers, expected, grad.numpy(), state)
+    slots = optimizer.state[param]
+    for got, want in ((param, expected), (slots["a"], state["a"]), (slots["step"], state["step"])):
+        if not np.isfinite(want).all() or np.abs(want).max(initial=0) > 1e6:
+            return  # an exploding program says nothing about rounding
+        np.testing.assert_allclose(got.numpy(), want, rtol=1e-7, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("random")
+
+
+@QUICK
+@given(updates(ELEMENTWISE), st.booleans(), st.booleans())
+def test_random_updates(folder: Path, text: str, flag: bool, capturable: bool) -> None:
+    check(text, flag, capturable, folder)
+
+
+NAMES = """
+optimizer Random {
+    hyper c = 0.3
+    hyper d = 0.7
+    option flag = false
+    state step = 0
+    state a = zeros_like(param)
+    state b = full_like(param, c)
+    update {
+        step += 1
+        let offset = 0.5 * grad
+        let mask = offset + a
+        let a_at = mask * c
+        let BLOCK = a_at + d
+        let COUNT = 1 - c ** step
+        if flag {
+            let chunk = mask + b
+            a = chunk
+        }
+        a = BLOCK * COUNT + b
+        descend d * a
+    }
+}
+"""
+
+
+def test_names_that_the_template_uses_are_free_for_authors(folder: Path) -> None:
+    check(NAMES, True, False, folder)
+    check(NAMES, False, True, folder)
+
+
+@pytest.mark.slow
+@LONG
+@given(updates(ELEMENTWISE), st.booleans(), st.booleans())
+def test_many_random_updates(folder: Path, text: str, flag: bool, capturable: bool) -> None:
+    check(text, flag, capturable, folder)

@@ -1,0 +1,49 @@
+"""Kernels compiled for GPUs that need not be here: no spilled register, vector accesses."""
+
+from __future__ import annotations
+
+import pytest
+
+from optdsl.report import Row, main, report, table
+
+pytest.importorskip("triton")
+
+
+def assert_efficient(rows: tuple[Row, ...]) -> None:
+    assert rows
+    for row in rows:
+        assert row.spilled == 0, row
+        if row.kernel.endswith(".update"):
+            # At least the parameter, the gradient and the parameter again.
+            assert row.loads128 >= 2, row
+            assert row.stores128 >= 1, row
+
+
+def test_adam_needs_no_spills_and_uses_vector_accesses() -> None:
+    rows = report(["adam"], "sm_90", "generated")
+    assert_efficient(rows)
+    plain = next(r for r in rows if r.dtypes == "float32" and not r.options)
+    # Four tensors read and three written, each in two accesses of 16 bytes per thread.
+    assert (plain.loads128, plain.stores128) == (8, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
+def test_no_kernel_spills_and_each_uses_vector_accesses(arch: str) -> None:
+    assert_efficient(report([], arch, "generated"))
+
+
+def test_table_has_a_line_per_kernel() -> None:
+    row = Row("adam.update", "amsgrad", "float32", 70, 0, 2048, 8, 6)
+    head, line = table([row]).splitlines()
+    assert head.split() == [
+        "kernel", "options", "dtypes", "registers", "spilled", "shared", "loads128", "stores128",
+    ]  # fmt: skip
+    assert line.split() == ["adam.update", "amsgrad", "float32", "70", "0", "2048", "8", "6"]
+
+
+def test_command_refuses_unknown_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--nonsense"])
+    assert "--arch" in capsys.readouterr().err

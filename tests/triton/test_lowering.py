@@ -1,0 +1,73 @@
+"""Specs -> kernels: which have one, and that its text is as a formatter leaves it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+
+from optdsl.emit import render
+from optdsl.parse import parse
+from optdsl.resolve import resolve
+from optdsl.source import Source
+from optdsl.targets import triton
+from tests.random_specs import JUMPY, SMOOTH, updates
+
+SPEC = """
+optimizer Example {{
+    hyper  lr = 0.1
+    option {option} = false
+    state  a = zeros_like(param)
+    update {{
+        a = a + grad
+        if {option} {{ a = 0.5 * a }}
+        descend {step}
+    }}
+}}
+"""
+
+
+def view(text: str) -> triton.View | None:
+    units, _ = resolve([parse(Source("example.opt", text))])
+    return triton.lower(units[0])
+
+
+@pytest.mark.parametrize(
+    ("option", "step", "has_kernel"),
+    [
+        ("fast", "lr * a", True),
+        ("fast", "lr * a / norm(a)", False),  # a second pass over the elements
+        ("block", "lr * a", False),  # the kernel's own constant
+        ("a_type", "lr * a", False),  # the constant that holds the slot's type
+    ],
+)
+def test_elementwise_specs_have_a_kernel(option: str, step: str, has_kernel: bool) -> None:
+    assert (view(SPEC.format(option=option, step=step)) is not None) == has_kernel
+
+
+def test_a_derived_optimizer_inherits_its_kernel() -> None:
+    derived = SPEC.format(option="fast", step="lr * a") + (
+        "optimizer Derived from Example { fix fast = true }\n"
+    )
+    units, _ = resolve([parse(Source("example.opt", derived))])
+    assert [triton.lower(unit) is None for unit in units] == [False, True]
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=400)
+@given(updates(SMOOTH + JUMPY))
+def test_kernels_are_emitted_as_formatted(text: str) -> None:
+    lowered = view(text)
+    assume(lowered is not None)
+    emitted = render("triton.py.jinja", lowered)
+    for command in (["format", "--diff"], ["check", "--ignore", "E501,B002"]):
+        checked = subprocess.run(
+            [RUFF, *command, "--line-length", "100", "-"],
+            input=emitted, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+RUFF = shutil.which("ruff") or f"{sys.prefix}/bin/ruff"
