@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -210,7 +211,8 @@ def targets() -> str:
 
 
 def words(names: Iterable[str]) -> str:
-    return ", ".join(code(name) for name in sorted(names, key=lambda n: (n.lower(), n))) + "\n"
+    ordered = sorted(names, key=lambda n: (n.lower(), n))
+    return textwrap.fill(", ".join(map(code, ordered)), 100) + "\n"
 
 
 def reserved() -> str:

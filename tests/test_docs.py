@@ -5,10 +5,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from optdsl import build, pipeline
+from optdsl.diagnostics import Code, SpecError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -29,12 +31,13 @@ def fences(page: Path) -> Iterator[tuple[int, str, str]]:
         yield whole.count("\n", 0, match.start()) + 1, match["info"], match["text"]
 
 
-SPECS = [
-    pytest.param(text, id=f"{page_name(page)}:{line}")
-    for page in PAGES
-    for line, info, text in fences(page)
-    if info == "opt"
-]
+def blocks(words: str) -> list[Any]:
+    return [
+        pytest.param(text, id=f"{page_name(page)}:{line}")
+        for page in PAGES
+        for line, info, text in fences(page)
+        if info == words
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +55,21 @@ def test_tables_are_the_compilers(tables: ModuleType) -> None:
     assert tables.filled(text) == text, "To repair it: python docs/tables.py"
 
 
-@pytest.mark.parametrize("text", SPECS)
+@pytest.mark.parametrize("text", blocks("opt"))
 def test_spec_compiles_without_a_warning(text: str, tmp_path: Path) -> None:
     (tmp_path / "page.opt").write_text(text, encoding="utf-8")
     library = pipeline.load([tmp_path])
     assert library.warnings == ()
     assert build.plan(library, "")
+
+
+@pytest.mark.parametrize("text", blocks("opt refused"))
+def test_limit_is_still_one(text: str, tmp_path: Path) -> None:
+    """A limit that is gone leaves the page."""
+    (tmp_path / "page.opt").write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        build.plan(pipeline.load([tmp_path]), "")
+    assert {d.code for d in caught.value.diagnostics} == {Code.UNSUPPORTED}
 
 
 def test_readme_shows_the_shipped_lion() -> None:

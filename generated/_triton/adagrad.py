@@ -28,12 +28,7 @@ INPUTS = 4
 
 def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
     """What the scalar program reads besides the scalar slots."""
-    return (
-        group["lr"],
-        group["lr_decay"],
-        group["weight_decay"],
-        group["eps"],
-    )
+    return (group["lr"], group["lr_decay"], group["weight_decay"], group["eps"])
 
 
 def scalars(

@@ -28,12 +28,7 @@ INPUTS = 5
 
 def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
     """What the scalar program reads besides the scalar slots."""
-    return (
-        group["lr"],
-        *group["betas"],
-        group["eps"],
-        group["weight_decay"],
-    )
+    return (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
 
 
 def scalars(

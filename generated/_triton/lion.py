@@ -28,11 +28,7 @@ INPUTS = 4
 
 def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
     """What the scalar program reads besides the scalar slots."""
-    return (
-        group["lr"],
-        *group["betas"],
-        group["weight_decay"],
-    )
+    return (group["lr"], *group["betas"], group["weight_decay"])
 
 
 def scalars(lr: float, beta1: float, beta2: float, weight_decay: float) -> tuple[float, ...]:

@@ -28,13 +28,7 @@ INPUTS = 5
 
 def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
     """What the scalar program reads besides the scalar slots."""
-    return (
-        group["lr"],
-        group["alpha"],
-        group["eps"],
-        group["weight_decay"],
-        group["momentum"],
-    )
+    return (group["lr"], group["alpha"], group["eps"], group["weight_decay"], group["momentum"])
 
 
 def scalars(

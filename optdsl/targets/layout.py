@@ -39,6 +39,18 @@ def broken_call(line: str, indent: int) -> tuple[str, ...]:
     return bracketed(line[: start + 1], arguments(line[start + 1 : -1]), ")", indent)
 
 
+def broken_assignment(name: str, value: str, indent: int) -> tuple[str, ...]:
+    """`name = value`; a value that is too long stands on a line of its own."""
+    line = f"{name} = {value}"
+    if indent + len(line) <= WIDTH:
+        return (line,)
+    head, _, inside = value.partition("(")
+    is_call = head.replace(".", "").isidentifier() and len(arguments(f"({inside}")) == 1
+    if is_call and value.endswith(")"):
+        return (f"{name} = {head}(", INDENT + inside[:-1], ")")
+    return (f"{name} = (", INDENT + value, ")")
+
+
 def arguments(text: str) -> list[str]:
     """The arguments of a call's text, at their commas."""
     depth, last, items = 0, 0, []

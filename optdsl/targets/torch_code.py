@@ -144,7 +144,7 @@ class Writer(ABC):
                 assert_never(stmt)
 
     def branch(self, stmt: If, indent: int, word: str) -> Lines:
-        condition = self.condition(stmt.condition)
+        condition = self.scalar(stmt.condition)
         before = set(self.owned)
         then = self.block(stmt.then, indent) or ("pass",)
         after_then, self.owned = self.owned, before
@@ -161,13 +161,6 @@ class Writer(ABC):
 
     def block(self, body: tuple[Stmt, ...], indent: int) -> Lines:
         return tuple(line for s in body for line in self.statement(s, indent + 4))
-
-    def condition(self, condition: Expr) -> str:
-        if kind_of(condition) > Kind.HYPER and not _asks_unset_only(condition):
-            raise unsupported(
-                "A branch on the step is not supported by this target yet.", condition.span
-            )
-        return self.scalar(condition)
 
     def scalar(self, expr: Expr) -> str:
         """A number or a condition, in the host's arithmetic."""
@@ -224,16 +217,6 @@ class Writer(ABC):
     @abstractmethod
     def real_views(self) -> Lines:
         """Complex tensors as real ones from here on."""
-
-
-def _asks_unset_only(condition: Expr) -> bool:
-    match condition:
-        case Apply(op="unset"):
-            return True
-        case Apply(op="and" | "or" | "not", args=args):
-            return all(_asks_unset_only(a) or kind_of(a) <= Kind.HYPER for a in args)
-        case _:
-            return False
 
 
 def tensors_first(expr: Expr) -> Expr:

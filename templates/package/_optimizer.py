@@ -157,9 +157,10 @@ class Optimizer(torch.optim.Optimizer):
     def _single_tensor(group: Group, rows: Rows) -> None:
         raise NotImplementedError
 
-    @staticmethod
-    def _multi_tensor(group: Group, rows: Rows) -> None:
-        raise NotImplementedError
+    @classmethod
+    def _multi_tensor(cls, group: Group, rows: Rows) -> None:
+        """The update of lists. An update whose branches differ between parameters has none."""
+        cls._single_tensor(group, rows)
 
     @classmethod
     def _check_flags(cls, group: Group) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from optdsl.report import Row, main, report, table
+from tests.random_specs import updates
 
 pytest.importorskip("triton")
 
@@ -32,6 +38,23 @@ def test_adam_needs_no_spills_and_uses_vector_accesses() -> None:
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])
 def test_no_kernel_spills_and_each_uses_vector_accesses(arch: str) -> None:
     assert_efficient(report([], arch, "generated"))
+
+
+@pytest.mark.slow
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=2)
+@given(st.lists(updates(), min_size=10, max_size=10))
+def test_random_updates_compile(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> None:
+    """The interpreter runs code that the compiler refuses, such as names that change their type."""
+    folder = tmp_path_factory.mktemp("random")
+    for index, text in enumerate(texts):
+        named = text.replace("optimizer Random", f"optimizer Random{index}")
+        (folder / f"random{index}.opt").write_text(named)
+    build = ["build", str(folder), "-o", str(folder / "random_package")]
+    subprocess.run([sys.executable, "-m", "optdsl", *build], check=True, capture_output=True)
+    monkeypatch.syspath_prepend(folder)
+    report([], "sm_90", "random_package")
 
 
 def test_table_has_a_line_per_kernel() -> None:

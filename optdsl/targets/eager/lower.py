@@ -6,7 +6,7 @@ from optdsl import passes
 from optdsl.ir import Apply, Const, Expr, Ref, Spec, is_scalar, kind_of, type_of
 from optdsl.ops import OPS, Call, Infix, Method, Prefix, Type
 from optdsl.targets.eager.view import View
-from optdsl.targets.layout import WIDTH, bracketed, broken_call, indented
+from optdsl.targets.layout import WIDTH, bracketed, broken_assignment, broken_call, indented
 from optdsl.targets.torch_code import (
     CLAMPS,
     Lines,
@@ -64,7 +64,7 @@ class Eager(Writer):
         return ("if rows.is_complex:", *indented(lines))
 
     def scalar_assignment(self, name: str, value: Expr, indent: int) -> Lines:
-        return (f"{name} = {self.scalar(value)}",)
+        return broken_assignment(name, self.scalar(value), indent)
 
     def store(self, name: str, value: Expr, indent: int) -> Lines:
         match value:

@@ -9,19 +9,34 @@ from __future__ import annotations
 from keyword import iskeyword
 
 from optdsl import passes
-from optdsl.ir import Apply, Const, Expr, Ref, Role, Spec, is_scalar, kind_of, refs
+from optdsl.ir import (
+    Apply,
+    Const,
+    Expr,
+    If,
+    Ref,
+    Role,
+    Spec,
+    is_scalar,
+    kind_of,
+    refs,
+    statements,
+)
 from optdsl.ops import OPS, Kind
 from optdsl.targets.eager.lower import Eager
 from optdsl.targets.foreach.view import View
-from optdsl.targets.layout import broken_call, indented
+from optdsl.targets.layout import broken_assignment, broken_call, indented
 from optdsl.targets.torch_code import CLAMPS, Lines, Writer, is_tensor, mentions, unpack
 
 
 def lower(spec: Spec) -> View | None:
-    """None for a derived optimizer: its class inherits the base's update."""
+    """None for a derived optimizer, whose class inherits the base's update, and for one whose
+    branches differ between parameters: it runs one tensor at a time."""
     if spec.base is not None:
         return None
     spec = passes.optimise(spec)
+    if any(isinstance(s, If) and _differs(s.condition) for s in statements(spec.body)):
+        return None
     writer = Foreach(spec)
     advances = writer.advances()
     return View(
@@ -60,7 +75,7 @@ class Foreach(Writer):
 
     def scalar_assignment(self, name: str, value: Expr, indent: int) -> Lines:
         if kind_of(value) <= Kind.HYPER:
-            return (f"{name} = {self.scalar(value)}",)
+            return broken_assignment(name, self.scalar(value), indent)
         return broken_call(f"{self.many(name)} = {self.number(value)}", indent)
 
     def store(self, name: str, value: Expr, indent: int) -> Lines:
@@ -172,6 +187,17 @@ class Foreach(Writer):
     def is_list(self, ref: Ref) -> bool:
         per_parameter = ref.role in (Role.STATE, Role.LOCAL, Role.PARAM, Role.GRAD)
         return per_parameter and ref.kind > Kind.HYPER
+
+
+def _differs(condition: Expr) -> bool:
+    """Whether parameters of one batch may answer differently. All have the same slots unset."""
+    match condition:
+        case Apply(op="unset"):
+            return False
+        case Apply(op="and" | "or" | "not", args=args):
+            return any(map(_differs, args))
+        case _:
+            return kind_of(condition) > Kind.HYPER
 
 
 def _broken(lines: Lines, indent: int) -> Lines:

@@ -81,14 +81,15 @@ def _imports(spec: Spec) -> Lines:
         )
     one, many = eager.lower(spec), foreach.lower(spec)
     assert one is not None
-    assert many is not None
-    text = "\n".join((*one.unpack, *one.body, *many.body, *_slot_text(spec)))
+    lists = () if many is None else many.body
+    text = "\n".join((*one.unpack, *one.body, *lists, *_slot_text(spec)))
     used = {
         module: [n for n in names if re.search(rf"\b{n}\b", text)]
         for module, names in RUNTIME.items()
     }
     used["_optimizer"] = ["Group", "Optimizer", "Rows", "Slot", *used["_optimizer"]]
-    lines = ["import torch", "from torch import Tensor"]
+    lines = ["import math", ""] if re.search(r"\bmath\.", text) else []
+    lines += ["import torch", "from torch import Tensor"]
     lines += ["from torch.optim.optimizer import ParamsT", ""]
     for module, names in used.items():
         if names:
