@@ -30,25 +30,30 @@ def broken_call(line: str, indent: int) -> tuple[str, ...]:
     """A line that ends in a call, with that call's arguments a line each if it is too long."""
     if indent + len(line) <= WIDTH or not line.endswith(")"):
         return (line,)
-    depth, start = 0, len(line)
-    while start > 0:
-        start -= 1
-        depth += {")": 1, "(": -1}.get(line[start], 0)
-        if depth == 0:
-            break
+    start = last_bracket(line)
     return bracketed(line[: start + 1], arguments(line[start + 1 : -1]), ")", indent)
 
 
 def broken_assignment(name: str, value: str, indent: int) -> tuple[str, ...]:
-    """`name = value`; a value that is too long stands on a line of its own."""
+    """`name = value`; what is too long stands on a line of its own, between brackets."""
     line = f"{name} = {value}"
     if indent + len(line) <= WIDTH:
         return (line,)
-    head, _, inside = value.partition("(")
-    is_call = head.replace(".", "").isidentifier() and len(arguments(f"({inside}")) == 1
-    if is_call and value.endswith(")"):
-        return (f"{name} = {head}(", INDENT + inside[:-1], ")")
+    start = last_bracket(value) if value.endswith(")") else 0
+    if value[:start].replace(".", "").isidentifier():
+        return (f"{name} = {value[: start + 1]}", INDENT + value[start + 1 : -1], ")")
     return (f"{name} = (", INDENT + value, ")")
+
+
+def last_bracket(text: str) -> int:
+    """Where the bracket opens that the last character closes."""
+    depth, start = 0, len(text)
+    while start > 0:
+        start -= 1
+        depth += {")": 1, "(": -1}.get(text[start], 0)
+        if depth == 0:
+            break
+    return start
 
 
 def arguments(text: str) -> list[str]:
