@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 # In the repository of optdsl itself; elsewhere -o is required.
@@ -168,9 +170,9 @@ def _default_output() -> Path:
 
 def _command(specs: Sequence[Path], output: Path) -> str:
     """What rebuilds a package, for its headers: without the path of this machine."""
-    words = ["optdsl build", *(_relative(path) for path in specs)]
+    words = ["optdsl", "build", *(_relative(path) for path in specs)]
     default = output == DEFAULT_OUTPUT
-    return " ".join(words if default else [*words, "-o", _relative(output)])
+    return shlex.join(words if default else [*words, "-o", _relative(output)])
 
 
 def _relative(path: Path) -> str:

@@ -15,7 +15,8 @@ SMOOTH = (
     "T - T / (abs(T) + 2)", "lerp(T, T, c)", "lerp(T, T, 1 - c)", "max(T, T)", "min(T, S)",
     "max(T, T) + S * T", "sqrt(abs(T)) / S + S", "-T", "S / (abs(T) + 1)", "T * T", "S - T",
     "S * T + S * T", "T / S - T", "abs(T) + abs(T)", "lerp(T, T * T, d) + T", "S * T + T * T * S",
-    "T / (norm(T) + 1)", "T * mean(T)", "T + dot(T, T) / 40", "T + S * T * sum(T) / (max_abs(T) + 30)", "(T + T) * S", "exp(-abs(T))", "T * S * T", "(S * T + S * T * T) / (1 + T * T)",
+    "T / (norm(T) + 1)", "T * mean(T)", "T + dot(T, T) / 40", "exp(-abs(T))", "T * S * T",
+    "T + S * T * sum(T) / (max_abs(T) + 30)", "(T + T) * S", "(S * T + S * T * T) / (1 + T * T)",
 )  # fmt: skip
 # Bit for bit the same everywhere, but a rounding before them can flip them.
 JUMPY = ("sign(T)", "where(T > T, T, T)", "sign(T + S * T) * T")

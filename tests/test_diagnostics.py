@@ -1,5 +1,5 @@
-"""Every mistake a spec can hold, and how it is told: `tests/diagnostics/<code>[-<case>].opt` with the
-rendered text beside it. To rewrite those texts after a deliberate change:
+"""Every mistake a spec can hold, and how it is told: `tests/diagnostics/<code>[-<case>].opt`, each
+with its rendered text beside it. To rewrite those texts after a deliberate change:
 
     UPDATE_GOLDEN=1 pytest tests/test_diagnostics.py
 """

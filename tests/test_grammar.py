@@ -44,6 +44,16 @@ def tree_of(text: str) -> SyntaxTree:
     return parse(Source("fuzz.opt", text))
 
 
+def tree_or_too_deep(text: str) -> SyntaxTree | None:
+    """None for nesting without end: the one thing that the grammar itself cannot refuse."""
+    try:
+        return tree_of(text)
+    except SpecError as error:
+        if {d.code for d in error.diagnostics} == {Code.TOO_DEEP}:
+            return None
+        raise
+
+
 def test_grammar_has_no_conflict_that_lark_would_resolve_silently() -> None:
     assert Lark(grammar(), parser="lalr", strict=True)
 
@@ -68,11 +78,8 @@ def test_every_terminal_is_used() -> None:
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(texts())
 def test_every_generated_text_parses_and_its_printed_tree_parses_back(text: str) -> None:
-    try:
-        tree = tree_of(text)
-    except SpecError as error:
-        # The one thing that the grammar itself cannot say.
-        assert {d.code for d in error.diagnostics} == {Code.TOO_DEEP}
+    tree = tree_or_too_deep(text)
+    if tree is None:
         return
     printed = unparse(tree)
     assert tree_of(printed) == tree
@@ -138,10 +145,14 @@ schedule S {
 @pytest.mark.parametrize(
     "text",
     [
-        "hyperlr = 1", "hyper lr = 1require lr > 0", "state m = 0when lr > 0", "docx", "updatex { }",
+        "hyperlr = 1",
+        "hyper lr = 1require lr > 0",
+        "state m = 0when lr > 0",
+        "docx",
+        "updatex { }",
         "hyper lr = 1if 2 > 1 else 3",
     ],
-)  # fmt: skip
+)
 def test_words_are_never_read_as_if_they_had_a_space(text: str) -> None:
     with pytest.raises(SpecError):
         tree_of(f"optimizer A {{\n{text}\n}}\n")

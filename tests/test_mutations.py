@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import suppress
 from functools import cache
 
 import pytest
@@ -21,8 +22,7 @@ from optdsl.source import Source, Span
 from optdsl.targets import TARGETS, section
 
 TEXTS = {
-    path.stem: path.read_text(encoding="utf-8")
-    for path in sorted(resources.specs().rglob("*.opt"))
+    path.stem: path.read_text(encoding="utf-8") for path in sorted(resources.specs().rglob("*.opt"))
 }
 TOKEN = re.compile(r'"[^"\n]*"|\w+(?:\.\d+)?|\*\*|//|[-+*/<>=!]=|\.\.\.|#[^\n]*|\n|[^\w\s]')
 # What other people's specs are full of: near misses of the language's own words and signs.
@@ -49,7 +49,6 @@ def units_of(text: str) -> tuple[Unit, ...]:
         names = {d.name.text for d in tree.definitions}
         units, found = resolve([tree], {n: u for n, u in shipped().items() if n not in names})
     except SpecError as error:
-        assert error.diagnostics
         hold(error, source)
         raise
     for diagnostic in found:
@@ -59,6 +58,7 @@ def units_of(text: str) -> tuple[Unit, ...]:
 
 def hold(error: SpecError, source: Source) -> None:
     """Every diagnostic stands in the file that was changed, and can be shown."""
+    assert error.diagnostics
     for diagnostic in error.diagnostics:
         assert isinstance(diagnostic.span, Span)
         assert diagnostic.span.source == source
@@ -67,7 +67,7 @@ def hold(error: SpecError, source: Source) -> None:
 
 
 def lower_all(text: str) -> None:
-    """Every target takes what resolved, or says at which place it cannot; what it emits is Python."""
+    """Every target takes what resolved, or says where it cannot; what it emits is Python."""
     try:
         units = units_of(text)
     except SpecError:
@@ -119,10 +119,8 @@ COMMON = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @settings(COMMON, max_examples=500)
 @given(mutated())
 def test_mutated_spec_resolves_or_is_refused_at_a_place(text: str) -> None:
-    try:
+    with suppress(SpecError):
         units_of(text)
-    except SpecError:
-        pass
 
 
 @settings(COMMON, max_examples=120)
@@ -173,7 +171,5 @@ def test_noise_anywhere_is_refused_at_a_place(name: str, data: st.DataObject) ->
 @settings(COMMON, max_examples=200)
 @given(st.text(max_size=200))
 def test_any_text_at_all_is_refused_at_a_place(text: str) -> None:
-    try:
+    with suppress(SpecError):
         units_of(text)
-    except SpecError:
-        pass

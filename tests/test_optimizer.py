@@ -822,7 +822,7 @@ def compiled(folder: Path, programs: dict[str, str]) -> tuple[dict[str, Spec], M
         text = f"optimizer P{index} {{{DECLARATIONS}update {{{body}}}\n}}\n"
         (specs / f"p{index}.opt").write_text(text, encoding="utf-8")
     library = pipeline.load([specs])
-    name = f"programs_{abs(hash(str(folder))):x}"
+    name = f"built_{folder.name}"
     build.write(build.plan(library, "optdsl build"), folder / name)
     sys.path.insert(0, str(folder))
     try:

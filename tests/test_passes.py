@@ -268,7 +268,8 @@ def copied(update: str) -> list[str]:
     """The statements that must copy."""
     spec = spec_of(
         "optimizer Example {\n    hyper lr = 1\n    state a = zeros_like(param)\n"
-        f"    state b = zeros_like(param)\n    update {{\n{update}\n    descend lr * a * b\n    }}\n}}"
+        "    state b = zeros_like(param)\n"
+        f"    update {{\n{update}\n    descend lr * a * b\n    }}\n}}"
     )
     body = lower_descend(spec).body
     needed = needed_copies(body)

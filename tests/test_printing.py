@@ -1,4 +1,4 @@
-"""Expressions as text: Python reads back the tree that was printed, with no parenthesis too many."""
+"""Expressions as text: Python reads back the tree that was printed, no parenthesis too many."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def expressions(depth: int = 4) -> st.SearchStrategy[Expr]:
     truth = st.deferred(lambda: conditions(depth - 1))
     unary = st.builds(lambda op, a: apply(op, a), st.sampled_from(["neg", "abs", "sqrt"]), inner)
     binary_ops = [op for op in NUMBER_OPS if op not in ("abs", "sqrt")]
-    binary = st.builds(
-        lambda op, a, b: apply(op, a, b), st.sampled_from(binary_ops), inner, inner
-    )
+    binary = st.builds(lambda op, a, b: apply(op, a, b), st.sampled_from(binary_ops), inner, inner)
     choice = st.builds(lambda c, a, b: apply("select", c, a, b), truth, inner, inner)
     return st.one_of(leaves(), unary, binary, binary, choice)
 

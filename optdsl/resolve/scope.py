@@ -22,8 +22,8 @@ MEANINGS = {
 GENERATED = frozenset(
     {"self", "params", "grads", "group", "rows", "row", "torch", "math", "optimizer", "closure"}
     | {"defaults", "lr_scheduler", "t", "base_lr", "metric", "last_epoch"}
-    | {"number", "map", "zip", "max", "min", "abs", "float", "super"}
-    | {"as_real", "as_real_list", "full_like", "scale_"}
+    | {"number", "map", "zip", "max", "min", "abs", "float", "super", "ValueError"}
+    | {"as_real", "as_real_list", "full_like", "scale_", "set_lr"}
 )
 # Names of classes and modules that a generated module imports.
 IMPORTED = frozenset(

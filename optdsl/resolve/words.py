@@ -94,8 +94,11 @@ def type_phrase(declared: ValueType) -> str:
 def require_message(hypers: tuple[str, ...], condition: syntax.Expr) -> str:
     """The message of a `require` without one: the names, their values, the condition."""
     text = unparse_expr(condition)
+    if not hypers:
+        return f"This needs {text}"
     names = ", ".join(f"{n} = {{{n}}}" for n in hypers)
-    return f"{names} breaks the condition {text}" if names else f"This needs {text}"
+    literal = text.replace("{", "{{").replace("}", "}}")  # braces of a text are no placeholders
+    return f"{names} breaks the condition {literal}"
 
 
 def placeholders(message: str) -> Iterator[tuple[int, str]]:

@@ -18,7 +18,8 @@ def bracketed(head: str, items: Sequence[str], tail: str, indent: int) -> tuple[
     line = f"{head}{', '.join(items)}{tail}"
     if indent + len(line) <= WIDTH:
         return (line,)
-    return (head, *(f"{INDENT}{item}," for item in items), tail)
+    inner = (line for item in items for line in broken_list(f"{item},", indent + len(INDENT)))
+    return (head, *indented(inner), tail)
 
 
 def comment(text: str) -> str:
@@ -26,8 +27,20 @@ def comment(text: str) -> str:
     return f"# {' '.join(text.split())}"
 
 
+def broken_list(line: str, indent: int) -> tuple[str, ...]:
+    """A line with a list comprehension, with that in three lines if it is too long."""
+    before, opening, inside = line.partition("[")
+    body, closing, after = inside.rpartition("]")
+    element, loop, names = body.partition(" for ")
+    if indent + len(line) <= WIDTH or not (opening and closing and loop):
+        return (line,)
+    return (before + opening, INDENT + element, INDENT + loop.lstrip() + names, closing + after)
+
+
 def broken_call(line: str, indent: int) -> tuple[str, ...]:
     """A line that ends in a call, with that call's arguments a line each if it is too long."""
+    if line.endswith("]"):
+        return broken_list(line, indent)
     if indent + len(line) <= WIDTH or not line.endswith(")"):
         return (line,)
     start = last_bracket(line)

@@ -21,6 +21,7 @@ from optdsl.ir import (
     Role,
     Spec,
     Stmt,
+    apply,
     expressions,
     is_scalar,
     kind_of,
@@ -32,6 +33,7 @@ from optdsl.ir import (
 from optdsl.ops import Kind, Type
 from optdsl.passes.complex_views import first_real_statement
 from optdsl.passes.liveness import needed_copies
+from optdsl.passes.lower_descend import PARAM
 from optdsl.source import Span
 from optdsl.targets.layout import comment, indented
 
@@ -191,9 +193,11 @@ class Writer(ABC):
         kind = stmt.kind if isinstance(stmt, Let) else stmt.target.kind
         if kind <= Kind.SCALAR:
             return self.scalar_assignment(name, stmt.value, indent)
+        # A number in a place where another branch has a tensor is a tensor too.
+        value = apply("full_like", PARAM, stmt.value) if is_scalar(stmt.value) else stmt.value
         if stored:
-            return self.store(name, stmt.value, indent)
-        lines, fresh = self.bind(name, stmt.value, id(stmt) in self.copies, indent)
+            return self.store(name, value, indent)
+        lines, fresh = self.bind(name, value, id(stmt) in self.copies, indent)
         self.owned.discard(name)
         if fresh:
             self.owned.add(name)

@@ -138,6 +138,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(self, params: ParamsT, defaults: Group) -> None:
         self._vectors: dict[tuple[int, str], _Vector] = {}
+        defaults = {**defaults, **self.fixed}
         self._check_flags(defaults)
         self.check(defaults)
         super().__init__(params, defaults)

@@ -54,7 +54,7 @@ def test_random_updates_compile(
     build = ["build", str(folder), "-o", str(folder / "random_package")]
     subprocess.run([sys.executable, "-m", "optdsl", *build], check=True, capture_output=True)
     monkeypatch.syspath_prepend(folder)
-    report([], "sm_90", "random_package")
+    assert report([], "sm_90", "random_package")
 
 
 def test_table_has_a_line_per_kernel() -> None:

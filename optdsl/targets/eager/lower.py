@@ -173,6 +173,12 @@ class Eager(Writer):
                 return f"torch.rsub({self.value(tensor)}, {self.scalar(scale)})", []
             case Apply(op="max" | "min" as op, args=(left, right)):
                 return self.extremum(op, left, right)
+            case Apply(op="where", args=(mask, then, other)) if is_scalar(then) and is_scalar(
+                other
+            ):
+                # torch.where would give two numbers the default dtype, not the parameter's.
+                start = f"param.new_tensor({self.scalar(then)})"
+                return f"{start}.where({self.value(mask)}, {self.scalar(other)})", []
             case Apply(op="where", args=(mask, then, orelse)):
                 items = ", ".join((self.value(mask), self.operand(then), self.operand(orelse)))
                 return f"torch.where({items})", []

@@ -179,6 +179,8 @@ class Foreach(Writer):
     def each(self, expr: Expr, text: str) -> str:
         """A comprehension: the text for one parameter, over the lists of the names in it."""
         names = list(dict.fromkeys(r.name for r in refs(expr) if self.is_list(r)))
+        if "param." in text and "param" not in names:
+            names.append("param")  # whose dtype two numbers take
         lists = [self.many(n) for n in names]
         if len(names) == 1:
             return f"[{text} for {names[0]} in {lists[0]}]"

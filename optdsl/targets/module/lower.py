@@ -162,7 +162,6 @@ def _defaults(spec: Spec) -> Lines:
 
 def _forward(spec: Spec) -> Lines:
     given = [f"{n}={n}" for n in spec.signature if n != "*"]
-    given += [f"{n}={v}" for n, v in spec.fixed]
     return bracketed("super().__init__(", ["params", *given], ")", 8)
 
 
@@ -248,6 +247,8 @@ def _in_group(expr: Expr, wrap: bool) -> str:
                 return f'group["{name}"]'
             case Ref(role=Role.PROPERTY, name="param.numel"):
                 return "param.numel()"
+            case Ref(role=Role.GRAD):
+                return "param.grad"
             case _:
                 return printing.python_leaf(node)
 

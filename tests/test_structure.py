@@ -1,0 +1,244 @@
+"""The shape of the project: who imports whom, what templates may say, which names are taken."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dataclasses
+import importlib
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jinja2 import nodes
+from jinja2.meta import find_undeclared_variables
+
+from optdsl import build, emit, resources
+from optdsl.resolve.schedule import ScheduleResolver
+from optdsl.resolve.scope import GENERATED, MEANINGS, PYTHON
+from optdsl.targets import TARGETS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "optdsl"
+
+# From the bottom to the top: a module imports from lines above its own, or from its own package.
+LAYERS = (
+    ("source", "resources"),
+    ("diagnostics",),
+    ("syntax", "ops"),
+    ("ir", "unparse"),
+    ("interpret",),
+    ("parse", "resolve"),
+    ("passes", "pipeline"),
+    ("printing", "emit"),
+    ("targets",),
+    ("build", "cache"),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(module: str) -> str:
+    """`optdsl.targets.eager.lower` -> `targets`"""
+    return module.split(".")[1]
+
+
+SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem in RANK)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_module_imports_only_from_layers_below(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for module in imports(path):
+        if module.startswith("optdsl.") and room(module) in RANK and room(module) != own:
+            assert RANK[room(module)] < RANK[own], f"{own} imports {module}"
+
+
+def test_every_module_has_a_layer() -> None:
+    alone = {"__init__", "report"}  # a tool beside the compiler, which nothing imports
+    assert {p.stem for p in PACKAGE.glob("*.py")} - alone <= set(RANK)
+    assert {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").is_file()} <= set(RANK)
+
+
+def test_passes_and_targets_do_not_import_the_front_end() -> None:
+    for folder in ("passes", "targets"):
+        for path in (PACKAGE / folder).rglob("*.py"):
+            rooms = {room(m) for m in imports(path) if m.startswith("optdsl.")}
+            assert not rooms & {"parse", "resolve", "syntax", "unparse", "pipeline"}, path
+
+
+@pytest.mark.parametrize("folder", ["generated", "templates/package"])
+def test_what_users_import_never_imports_the_compiler(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        assert not any(m.split(".")[0] == "optdsl" for m in imports(path)), path
+
+
+@pytest.mark.parametrize("folder", ["generated", "templates/package"])
+def test_what_users_import_needs_torch_alone(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        found = {m.split(".")[0] for m in imports(path)}
+        assert "numpy" not in found, path
+        assert "triton" not in found or "_triton" in path.parts, path
+
+
+def test_every_module_says_what_it_is() -> None:
+    for path in (*PACKAGE.rglob("*.py"), *(ROOT / "templates").rglob("*.py")):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+# Templates
+
+VIEWS = {
+    target.template: importlib.import_module(f"optdsl.targets.{target.name}.view").View
+    for target in TARGETS
+} | {"package.py.jinja": build.PackageView}
+TEMPLATES = sorted(p.name for p in resources.templates().glob("*.jinja"))
+
+
+def parsed(template: str) -> nodes.Template:
+    text = (resources.templates() / template).read_text(encoding="utf-8")
+    return emit.environment().parse(text)
+
+
+def is_field(node: nodes.Node) -> bool:
+    """`name` or `name.attribute`"""
+    if isinstance(node, nodes.Getattr):
+        return isinstance(node.node, nodes.Name)
+    return isinstance(node, nodes.Name)
+
+
+def is_allowed(node: nodes.Node) -> bool:
+    match node:
+        case nodes.Template() | nodes.Output() | nodes.TemplateData() | nodes.Name():
+            return True
+        case nodes.Getattr():
+            return is_field(node)
+        case nodes.For():
+            plain = node.test is None and not node.else_ and not node.recursive
+            return plain and is_field(node.iter) and isinstance(node.target, nodes.Name)
+        case nodes.If():
+            return is_field(node.test) and not node.elif_
+        case nodes.Include():
+            return isinstance(node.template, nodes.Const)
+        case nodes.Const():
+            return True
+        case _:
+            return False
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_template_computes_nothing(template: str) -> None:
+    tree = parsed(template)
+    for node in (tree, *tree.find_all(nodes.Node)):
+        assert is_allowed(node), f"{template}:{node.lineno}: {node}"
+
+
+def test_every_template_has_a_view() -> None:
+    assert sorted(VIEWS) == TEMPLATES
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_placeholders_are_the_fields_of_the_view(template: str) -> None:
+    fields = {f.name for f in dataclasses.fields(VIEWS[template])}
+    assert find_undeclared_variables(parsed(template)) == fields
+
+
+def element(type_: object) -> object:
+    """`tuple[Entry, ...]` -> `Entry`"""
+    arguments = typing.get_args(type_)
+    return arguments[0] if arguments else type_
+
+
+def attributes(node: nodes.Node, types: dict[str, object]) -> Iterator[tuple[object, str]]:
+    """Every attribute that a template reads, with the type it reads it from."""
+    if isinstance(node, nodes.Getattr) and isinstance(node.node, nodes.Name):
+        yield types[node.node.name], node.attr
+    if isinstance(node, nodes.For):
+        assert isinstance(node.target, nodes.Name)
+        yield from attributes(node.iter, types)
+        if isinstance(node.iter, nodes.Name):
+            of = types.get(node.iter.name)
+        else:
+            assert isinstance(node.iter, nodes.Getattr)
+            assert isinstance(node.iter.node, nodes.Name)
+            of = typing.get_type_hints(types[node.iter.node.name])[node.iter.attr]
+        inner = types | {node.target.name: element(of), "loop": object}
+        for child in node.body:
+            yield from attributes(child, inner)
+        return
+    for child in node.iter_child_nodes():
+        yield from attributes(child, types)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_attributes_are_the_fields_of_what_lists_hold(template: str) -> None:
+    view = VIEWS[template]
+    hints = typing.get_type_hints(view)
+    used: dict[object, set[str]] = {}
+    for type_, attribute in attributes(parsed(template), dict(hints)):
+        used.setdefault(type_, set()).add(attribute)
+    records = {element(t) for t in hints.values() if dataclasses.is_dataclass(element(t))}
+    assert set(used) == records
+    for record in records:
+        assert dataclasses.is_dataclass(record)
+        assert used[record] == {f.name for f in dataclasses.fields(record)}, record
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=lambda v: v.__module__)
+def test_view_is_frozen_data(view: type) -> None:
+    assert dataclasses.is_dataclass(view)
+    parameters = view.__dataclass_params__  # type: ignore[attr-defined]
+    assert parameters.frozen
+    own = {name for name, value in vars(view).items() if callable(value)}
+    assert all(name.startswith("__") for name in own), "a view computes nothing"
+
+
+# Names
+
+
+def free_names(function: ast.FunctionDef | ast.Lambda) -> set[str]:
+    """The names that a function takes from its module or from Python."""
+    body = function.body if isinstance(function, ast.FunctionDef) else [function.body]
+    found = [n for part in body for n in ast.walk(part) if isinstance(n, ast.Name)]
+    stored = {n.id for n in found if isinstance(n.ctx, ast.Store)}
+    given = {a.arg for a in (*function.args.args, *function.args.kwonlyargs)}
+    return {n.id for n in found if isinstance(n.ctx, ast.Load)} - stored - given
+
+
+GENERATED_MODULES = [
+    p for p in sorted((ROOT / "generated").glob("*.py")) if not p.stem.startswith("_")
+]
+
+
+@pytest.mark.parametrize("path", GENERATED_MODULES, ids=lambda p: p.stem)
+def test_names_that_generated_functions_use_are_refused_in_specs(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.Lambda)]
+    free = {name for f in functions for name in free_names(f)}
+    assert free <= GENERATED | PYTHON | set(MEANINGS)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "generated" / "lr_scheduler").glob("[a-z]*.py")), ids=lambda p: p.stem
+)
+def test_names_that_generated_schedules_use_are_refused_in_specs(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    free = {name for f in functions for name in free_names(f)}
+    assert free <= GENERATED | PYTHON | set(MEANINGS) | ScheduleResolver.TAKEN
+
+
+def test_names_that_are_refused_are_few_beside_those_of_python() -> None:
+    assert len(GENERATED & set(dir(builtins))) < 12
