@@ -1,7 +1,7 @@
-"""The tables of docs/language.md, from the compiler's own tables.
+"""The tables of docs/language.md and the pages in docs/algorithms, from what the compiler knows.
 
-    python docs/tables.py           # rewrite the marked regions
-    python docs/tables.py --check   # exit 1 if that would change the file
+    python docs/tables.py           # rewrite the marked regions and the pages
+    python docs/tables.py --check   # exit 1 if that would change a file
 
 A region stands between `<!-- begin: NAME -->` and `<!-- end -->`.
 """
@@ -17,10 +17,11 @@ from pathlib import Path
 from optdsl.diagnostics import Code
 from optdsl.ir import FLAGS, Schedule, Spec
 from optdsl.ops import TABLE, Call, Conditional, Infix, Kind, Op, Prefix, Rule, Scaled, Type
+from optdsl.pipeline import shipped_library
 from optdsl.resolve import scope
 from optdsl.resolve.schedule import ScheduleResolver
 from optdsl.source import NOWHERE, Source
-from optdsl.targets import TARGETS
+from optdsl.targets import TARGETS, section
 
 PAGE = Path(__file__).with_name("language.md")
 REGION = re.compile(r"(<!-- begin: (?P<name>[a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -256,16 +257,33 @@ def filled(text: str) -> str:
     return REGION.sub(lambda match: f"{match[1]}\n{REGIONS[match['name']]()}\n{match[3]}", text)
 
 
+def algorithms() -> dict[Path, str]:
+    """A page for each shipped optimizer, as `optdsl show NAME --target latex` prints it."""
+    latex = next(target for target in TARGETS if target.name == "latex")
+    found = {}
+    for unit in shipped_library().units:
+        text = section(latex, unit)
+        if text is not None:
+            found[PAGE.parent / "algorithms" / f"{unit.name.lower()}.md"] = text
+    return found
+
+
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    planned = filled(text)
+    planned = {PAGE: filled(PAGE.read_text(encoding="utf-8")), **algorithms()}
+    stale = [p for p, t in planned.items() if not p.exists() or p.read_text("utf-8") != t]
+    stale += [p for p in (PAGE.parent / "algorithms").glob("*.md") if p not in planned]
     if sys.argv[1:] == ["--check"]:
-        if planned != text:
-            raise SystemExit(f"{PAGE.name} is out of date. To repair it: python docs/tables.py")
+        if stale:
+            names = ", ".join(sorted(path.name for path in stale))
+            raise SystemExit(f"Out of date: {names}. To repair: python docs/tables.py")
     elif sys.argv[1:]:
         raise SystemExit("usage: python docs/tables.py [--check]")
-    elif planned != text:
-        PAGE.write_text(planned, encoding="utf-8")
+    for path in stale:
+        if path not in planned:
+            path.unlink()
+            continue
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(planned[path], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -99,6 +99,13 @@ def test_every_message_is_a_sentence_at_a_place_in_its_file(case: str) -> None:
             assert 0 <= diagnostic.span.start <= diagnostic.span.end <= len(path.read_text()) + 1
 
 
+@pytest.mark.parametrize("code", sorted(set(Code) - WITHOUT_TEXT))
+def test_command_line_ends_with_status_one_on_every_error_and_zero_on_warnings(code: Code) -> None:
+    result = check(FOLDER / f"{code}.opt")
+    assert result.exit_code == (0 if code is Code.UNREAD else 1)
+    assert f"[{code}]" in result.output
+
+
 # Files
 
 

@@ -110,7 +110,7 @@ def test_comparison_tells_zeros_apart_and_takes_nans_as_equal() -> None:
 def numbers_of(name: str) -> st.SearchStrategy[dict[str, Any]]:
     """Hyperparameters of any size that optimizers are used with, zeros and integers among them."""
     rate = st.floats(1e-6, 10) | st.sampled_from([0, 1])
-    share = st.floats(0, 1, exclude_max=True) | st.just(0)
+    share = st.floats(1e-6, 1, exclude_max=True) | st.just(0)
     decay = st.floats(1e-6, 1) | st.just(0)
     eps = st.sampled_from([0, 1e-15, 1e-8, 1e-3])
     flag = st.booleans()

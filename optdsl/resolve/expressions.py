@@ -10,8 +10,8 @@ from optdsl import ir, syntax
 from optdsl.diagnostics import Code, Log, did_you_mean
 from optdsl.ir import Hyper, Role
 from optdsl.ops import BINARY, FUNCTIONS, OPS, Kind, Rule, Type
-from optdsl.resolve.scope import Scope, a
-from optdsl.resolve.words import TYPES, count, spoken
+from optdsl.resolve.scope import Scope
+from optdsl.resolve.words import TYPES, article, count, spoken
 from optdsl.source import Span
 
 CONSTANTS = {"pi": math.pi, "inf": math.inf}
@@ -169,7 +169,7 @@ class ExpressionResolver:
             return self.operation(FUNCTIONS[name].name, node.arguments, node)
         hints = did_you_mean(name, FUNCTIONS)
         if name in self.scope.names:
-            role = a(self.scope.names[name].role)
+            role = article(self.scope.names[name].role)
             hints = (f"'{name}' is {role}. A product is written '{name} * (...)'.",)
         self.log.error(
             Code.UNKNOWN_FUNCTION, f"Unknown function '{name}'.", node.function.span, hints=hints

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from optdsl import syntax
 from optdsl.diagnostics import Code, Log
 from optdsl.ir import FLAGS, Ref, Role
+from optdsl.resolve.words import article
 from optdsl.source import Span
 
 PYTHON = frozenset({*keyword.kwlist, "case", "match", "true", "false"})
@@ -67,11 +68,6 @@ def refuse_reserved_definition(name: syntax.Name, log: Log) -> None:
     log.error(Code.RESERVED_NAME, reason, name.span, hints=(hint,))
 
 
-def a(noun: str) -> str:
-    """`a slot`, `an option`"""
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
-
-
 @dataclass
 class Scope:
     """Slots, hyperparameters and local names are one namespace in expressions; functions and
@@ -111,7 +107,7 @@ class Scope:
         assignable = local and known.role in (Role.LOCAL, Role.STATE)
         log.error(
             Code.SHADOWED if local else Code.DUPLICATE,
-            f"'{name.text}' is declared already, as {a(known.role)}.",
+            f"'{name.text}' is declared already, as {article(known.role)}.",
             name.span,
             related=((first, "first declared here"),) if first else (),
             hints=(f"To change it, write '{name.text} = ...' without 'let'.",) if assignable

@@ -11,8 +11,7 @@ from optdsl.diagnostics import Code, Log, did_you_mean
 from optdsl.ir import Role
 from optdsl.ops import BINARY, Kind, Type
 from optdsl.resolve.hypers import MemberResolver
-from optdsl.resolve.scope import a
-from optdsl.resolve.words import TYPES
+from optdsl.resolve.words import TYPES, article
 
 
 class StatementResolver(MemberResolver):
@@ -105,7 +104,7 @@ class StatementResolver(MemberResolver):
             self.scope.broken.add(name.text)
             return
         self.log.error(
-            Code.NOT_ASSIGNABLE, f"'{name.text}' is {a(known.role)}: it cannot be assigned.",
+            Code.NOT_ASSIGNABLE, f"'{name.text}' is {article(known.role)}: it cannot be assigned.",
             name.span, hints=(f"Give the new value a name: let {name.text}_now = ...",),
         )  # fmt: skip
 

@@ -64,6 +64,11 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def article(noun: str) -> str:
+    """`a slot`, `an option`"""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
 TYPES = {Type.NUMBER: "a number", Type.BOOL: "a condition", Type.TEXT: "a text"}
 
 
