@@ -117,13 +117,23 @@ class _Vector:
         self.data = torch.empty(len(values), dtype=dtype, device=device)
         for index, value in enumerate(values):
             self.data[index] = value
-        self.views = [self.data[index] for index in range(len(values))]
+        self.views = [self._place(v, w) for v, w in zip(values, self.data, strict=True)]
+        self.addresses = [view.data_ptr() for view in self.views]
+
+    @staticmethod
+    def _place(value: Any, view: Tensor) -> Tensor:
+        """The state's own tensor, moved into the vector: whoever holds it sees it advance."""
+        if isinstance(value, Tensor) and (value.dtype, value.device) == (view.dtype, view.device):
+            value.data = view
+            return value
+        return view
 
     def holds(self, values: list[Any]) -> bool:
-        """Whether the state still holds these views: users and checkpoints may replace them."""
-        return len(values) == len(self.views) and all(
-            v is w for v, w in zip(values, self.views, strict=True)
-        )
+        """Whether the state's numbers still lie here: users and checkpoints may replace them."""
+        try:
+            return list(map(Tensor.data_ptr, values)) == self.addresses
+        except TypeError:  # a plain number, from an old checkpoint
+            return False
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -179,7 +189,9 @@ class Optimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         """Add a group. Its hyperparameters are checked as the constructor's are."""
         if isinstance(param_group, dict):
-            self.check({**self.defaults, **param_group})
+            merged = {**self.defaults, **param_group}
+            self._check_flags(merged)
+            self.check(merged)
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -238,13 +250,15 @@ class Optimizer(torch.optim.Optimizer):
 
     def _initialise(self, group: Group, param: Tensor) -> dict[str, Any]:
         """The parameter's state, with the slots that it lacks. What a user put there stays."""
-        state: dict[str, Any] = self.state[param]
+        state: dict[str, Any] = self.state.get(param, {})
         for slot in self.slots:
             if slot.initial is None or state.get(slot.name) is not None:
                 continue
             if slot.exists(group, param):
                 value = slot.initial(group, param)
                 state[slot.name] = _scalar(value, group, param) if slot.scalar else value
+        if state:
+            self.state[param] = state
         return state
 
     def _rows(self, index: int, group: Group) -> list[tuple[Rows, Callable[[], None]]]:
@@ -374,7 +388,7 @@ class Optimizer(torch.optim.Optimizer):
         state: defaultdict[Any, Any] = defaultdict(dict)
         for key, saved_state in state_dict["state"].items():
             if key not in owners:
-                state[key] = saved_state
+                state[key] = deepcopy(saved_state)
                 continue
             param, group = owners[key]
             state[param] = self._load_slots(key, saved_state, group, param)
