@@ -6,8 +6,10 @@ import difflib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path, PurePosixPath
 
 from optdsl import resources
@@ -174,42 +176,70 @@ def check(planned: Plan, output: Path) -> Drift:
 
 def write(planned: Plan, output: Path) -> Written:
     """Bring an output folder to its plan. All new text is on the disk before the first file is
-    replaced, so that a failure leaves the package as it was. Raises BuildError."""
+    replaced, and a failure after that is undone: the package stays as it was. Raises BuildError."""
     refuse_foreign(output)
     found = existing(output) if output.is_dir() else {}
-    changed = {
-        n: t for n, t in planned.items() if n not in found or found[n].read_bytes() != t.encode()
-    }
+    old = {name: path.read_bytes() for name, path in found.items()}
+    changed = {n: t.encode() for n, t in planned.items() if old.get(n) != t.encode()}
     orphans = [n for n in found if n not in planned]
-    ours = [n for n in orphans if is_ours(found[n].read_text(encoding="utf-8", errors="replace"))]
+    ours = [n for n in orphans if is_ours(old[n].decode(errors="replace"))]
     created = not output.exists()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".optdsl-", dir=output))
-        try:
-            for number, text in enumerate(changed.values()):
-                (staging / str(number)).write_bytes(text.encode())
-            for number, name in enumerate(changed):
-                target = output / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(staging / str(number), target)
-            for name in ours:
-                found[name].unlink()
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".optdsl-", dir=output) as staging:
+            _replace(output, Path(staging), changed, ours)
     except OSError as error:
         if created:
             shutil.rmtree(output, ignore_errors=True)
+        else:
+            _restore(output, {n: old.get(n) for n in (*changed, *ours)})
         raise BuildError(f"'{output}' cannot be written: {error.strerror}.") from None
+    _remove_empty_folders(output, ours)
     foreign = tuple(n for n in orphans if n not in ours)
     return Written(len(changed), len(planned) - len(changed), len(ours), foreign)
 
 
+def _replace(
+    output: Path,
+    staging: Path,
+    changed: Mapping[PurePosixPath, bytes],
+    removed: Sequence[PurePosixPath],
+) -> None:
+    for number, content in enumerate(changed.values()):
+        (staging / str(number)).write_bytes(content)
+    for number, name in enumerate(changed):
+        target = output / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staging / str(number), target)
+    for name in removed:
+        (output / name).unlink()
+
+
+def _restore(output: Path, before: Mapping[PurePosixPath, bytes | None]) -> None:
+    """Put files back as they were; those that were not there go."""
+    for name, content in before.items():
+        path = output / name
+        with suppress(OSError):
+            if content is None:
+                path.unlink(missing_ok=True)
+            elif not path.is_file() or path.read_bytes() != content:
+                path.write_bytes(content)
+
+
+def _remove_empty_folders(output: Path, removed: Sequence[PurePosixPath]) -> None:
+    for folder in {output / name.parent for name in removed} - {output}:
+        shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
 def refuse_foreign(output: Path) -> None:
     """Never write into a folder that somebody else made. Raises BuildError."""
-    if not output.resolve().name.isidentifier():
+    name = output.resolve().name
+    if not name.isidentifier() or iskeyword(name):
         raise BuildError(
-            f"'{output.name}' cannot be imported: a package's name is letters, digits and '_'."
+            f"'{name}' cannot be imported: a package's name is letters, digits and '_', and not a "
+            "word of Python's."
         )
     if output.exists() and not output.is_dir():
         raise BuildError(f"'{output}' is a file. Choose another folder with -o.")

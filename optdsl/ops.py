@@ -158,6 +158,11 @@ def _power(base: Any, exponent: Any) -> Any:
     return np.power(np.asarray(base, np.float64), exponent)
 
 
+def _sign(x: Any) -> Any:
+    # NaN has sign 0, as in torch.
+    return np.where(np.isnan(x), 0.0, np.sign(x))
+
+
 def _norm(x: Any) -> Any:
     return np.sqrt(np.sum(np.square(x)))
 
@@ -202,7 +207,7 @@ TABLE: tuple[Op, ...] = (
     Op("sin", Call("sin"), (N,), N, JOIN, False, np.sin, Call("math.sin"), Method("sin"), "sin", Call("tl.sin"), Call(r"\sin")),
     Op("cos", Call("cos"), (N,), N, JOIN, False, np.cos, Call("math.cos"), Method("cos"), "cos", Call("tl.cos"), Call(r"\cos")),
     Op("abs", Call("abs"), (N,), N, JOIN, False, np.abs, Call("abs"), Method("abs"), "abs", Call("tl.abs"), Fence("|", "|")),
-    Op("sign", Call("sign"), (N,), N, JOIN, False, np.sign, None, Method("sign"), "sign", Call("_math.sign"), Call(r"\operatorname{sign}")),
+    Op("sign", Call("sign"), (N,), N, JOIN, False, _sign, None, Method("sign"), "sign", Call("_math.sign"), Call(r"\operatorname{sign}")),
     Op("max", Call("max"), (N, N), N, JOIN, False, np.maximum, Call("max"), Call("torch.maximum"), "maximum", Call("_math.maximum"), Call(r"\max")),
     Op("min", Call("min"), (N, N), N, JOIN, False, np.minimum, Call("min"), Call("torch.minimum"), "minimum", Call("_math.minimum"), Call(r"\min")),
     # lerp is written by the author: the open formula differs in the last bits of 38 % of results.

@@ -33,7 +33,6 @@ optimizer HeavyBall {
     }
 }
 """
-HALF_WRITTEN = pytest.mark.xfail(reason="write does not undo the files it replaced")
 SCHEDULE = "schedule Halving {\n    chain = lr / 2\n}\n"
 
 
@@ -280,8 +279,8 @@ def test_build_with_errors_makes_no_folder(project: Path) -> None:
         ("pathlib.Path.write_bytes", 1),
         ("pathlib.Path.write_bytes", 3),
         ("os.replace", 1),
-        pytest.param("os.replace", 2, marks=HALF_WRITTEN),
-        pytest.param("os.replace", 3, marks=HALF_WRITTEN),
+        ("os.replace", 2),
+        ("os.replace", 3),
     ],
 )
 def test_failing_disk_leaves_the_package_as_it_was(
@@ -351,7 +350,6 @@ def test_package_that_could_not_be_imported_is_refused(name: str, project: Path)
     assert not (project / name).exists()
 
 
-@pytest.mark.xfail(reason="refuse_foreign asks isidentifier, not iskeyword")
 @pytest.mark.parametrize("name", ["class", "lambda"])
 def test_package_named_after_a_keyword_is_refused(name: str, project: Path) -> None:
     assert run("build", "mine", "-o", name).exit_code == 1

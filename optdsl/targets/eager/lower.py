@@ -41,6 +41,7 @@ KEYWORDS = {
 }
 # operand op scalar or operand op operand, as a method with an in-place form.
 METHODS = {"add": "add", "mul": "mul", "div": "div", "pow": "pow", "sub": "sub"}
+AS_NUMBER = "to(param.dtype)"
 INFIX = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 
 
@@ -122,7 +123,7 @@ class Eager(Writer):
 
     def has_method(self, value: Apply) -> bool:
         receiver = value.args[0]
-        if not is_tensor(receiver) or type_of(receiver) is Type.BOOL:
+        if not is_tensor(receiver):
             return False
         if value.op in KEYWORDS or value.op in METHODS or value.op == "lerp":
             return True
@@ -149,9 +150,10 @@ class Eager(Writer):
         return f"{name}{suffix}({', '.join(arguments)})"
 
     def operand(self, expr: Expr) -> str:
+        """What an operator on numbers takes: a mask is 0 or 1 there."""
         if is_scalar(expr):
             return self.scalar(expr)
-        return self.value(expr)
+        return self.value(expr) + (f".{AS_NUMBER}" if type_of(expr) is Type.BOOL else "")
 
     def value(self, expr: Expr) -> str:
         receiver, steps = self.parts(expr)
@@ -188,6 +190,7 @@ class Eager(Writer):
                 return f"({self.operand(left)} {symbol.symbol} {self.operand(right)})", []
             case Apply(args=(receiver, *_)) if self.has_method(expr):
                 text, steps = self.parts(receiver)
+                steps = [*steps, AS_NUMBER] if type_of(receiver) is Type.BOOL else steps
                 fresh = bool(steps) or not isinstance(receiver, Ref)
                 return text, [*steps, self.method(expr, in_place=fresh and keeps_shape(expr))]
             case Apply(op=op, args=args):
@@ -205,7 +208,8 @@ class Eager(Writer):
     def generic(self, op: str, args: tuple[Expr, ...], expr: Apply) -> str:
         """Reductions and logic: no in-place form."""
         spelling = OPS[op].torch
-        first, *rest = (self.operand(a) for a in args)
+        logical = OPS[op].operands[0] is Type.BOOL
+        first, *rest = (self.value(a) if logical else self.operand(a) for a in args)
         match spelling:
             case Method(name=name):
                 return f"{first}.{name}({', '.join(rest)})"

@@ -21,8 +21,9 @@ from optdsl.ir import (
     kind_of,
     refs,
     statements,
+    type_of,
 )
-from optdsl.ops import OPS, Kind
+from optdsl.ops import OPS, Kind, Type
 from optdsl.targets.eager.lower import Eager
 from optdsl.targets.foreach.view import View
 from optdsl.targets.layout import broken_assignment, broken_call, indented
@@ -126,7 +127,9 @@ class Foreach(Writer):
                 return self.value(value), ()
 
     def has_call(self, value: Apply) -> bool:
-        """Whether `torch._foreach_` has this operator for these operands."""
+        """Whether `torch._foreach_` has this operator for these operands: it has none for masks."""
+        if any(type_of(a) is Type.BOOL for a in value.args):
+            return False
         match value.op:
             case "rdiv":
                 return False

@@ -24,7 +24,7 @@ from optdsl.ir import (
 )
 from optdsl.ops import Kind
 from optdsl.targets import eager, foreach, latex, triton
-from optdsl.targets.layout import WIDTH, bracketed, indented
+from optdsl.targets.layout import WIDTH, bracketed, broken_assignment, indented
 from optdsl.targets.module.view import View
 from optdsl.targets.torch_code import Lines, unsupported
 
@@ -82,7 +82,9 @@ def _imports(spec: Spec) -> Lines:
     one, many = eager.lower(spec), foreach.lower(spec)
     assert one is not None
     lists = () if many is None else many.body
-    text = "\n".join((*one.unpack, *one.body, *lists, *_slot_text(spec)))
+    constructor = (_parameter(spec, name) for name in spec.signature)
+    checks = _checks(spec)
+    text = "\n".join((*one.unpack, *one.body, *lists, *_slot_text(spec), *constructor, *checks))
     used = {
         module: [n for n in names if re.search(rf"\b{n}\b", text)]
         for module, names in RUNTIME.items()
@@ -125,7 +127,7 @@ def _annotation(hyper: Hyper) -> str:
         return f"tuple[{', '.join('float | Tensor' for _ in hyper.components)}]"
     base = TYPES[hyper.type.base]
     base = "float | Tensor" if base == "float" else base
-    return f"{base} | None" if hyper.type.optional else base
+    return f"{base} | None" if hyper.type.optional or _is_dependent(hyper) else base
 
 
 def _default(hyper: Hyper) -> str | None:
@@ -135,12 +137,12 @@ def _default(hyper: Hyper) -> str | None:
     if hyper.components:
         return f"({', '.join(_literal(p) for p in hyper.parts)})"
     assert hyper.default is not None
-    if not isinstance(hyper.default, Const):
-        raise unsupported(
-            f"The default of '{hyper.name}' is not a literal.", hyper.default.span,
-            "Defaults of optimizers are numbers, texts, true and false.",
-        )  # fmt: skip
-    return _literal(hyper.default)
+    return "None" if _is_dependent(hyper) else _literal(hyper.default)
+
+
+def _is_dependent(hyper: Hyper) -> bool:
+    """Whether the default reads other arguments: None then stands for it in the signature."""
+    return hyper.default is not None and any(True for _ in refs(hyper.default))
 
 
 def _literal(value: Expr) -> str:
@@ -154,10 +156,19 @@ def _literal(value: Expr) -> str:
 def _defaults(spec: Spec) -> Lines:
     names = [n for n in spec.signature if n != "*"]
     entries = [f'"{n}": {n}' for n in names]
+    dependent = [h for h in spec.hypers if _is_dependent(h)]
     return (
+        *(line for h in dependent for line in _resolve(h)),
         *bracketed("defaults = {", entries, "}", 8),
         "super().__init__(params, defaults)",
     )
+
+
+def _resolve(hyper: Hyper) -> Lines:
+    """A default that reads other arguments, in the constructor."""
+    assert hyper.default is not None
+    value = printing.show(hyper.default, printing.host)
+    return broken_assignment(hyper.name, f"{value} if {hyper.name} is None else {hyper.name}", 8)
 
 
 def _forward(spec: Spec) -> Lines:
