@@ -95,8 +95,9 @@ def check(case: Case) -> None:
 
 @pytest.mark.parametrize("case", pairwise(), ids=label)
 def test_kernel_equals_the_reference_to_a_few_ulps(case: Case) -> None:
-    """float32 and float64: 4 units in the last place for slots, 32 for parameters (RMSprop 128); 16-bit types: at
-    most the neighbour of the correctly rounded value. Each step starts from the stored state."""
+    """float32 and float64: 4 units in the last place for slots, 32 for parameters, 128 for those of
+    RMSprop; 16-bit types: at most the neighbour of the correctly rounded value. Each step starts
+    from the stored state."""
     check(case)
 
 
