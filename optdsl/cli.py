@@ -81,7 +81,7 @@ def build(
         typer.echo(f"note: {folder / name} is not from a spec; left as it is.", err=True)
     cache.remember(key, folder)
     typer.echo(
-        f"{folder}: {_count(len(library.units), 'definition')}, {written.changed} files written, "
+        f"{folder}: {_count(len(library.units), 'definition')}, {_count(written.changed, 'file')} written, "
         f"{written.unchanged} unchanged, {written.removed} removed."
     )
 

@@ -74,9 +74,9 @@ def compile_all(names: Sequence[str], arch: str, package: str) -> Iterator[Row]:
                     f"{name}.update",
                     ", ".join(chosen).lower(),
                     dtypes,
-                    **_measure(kernels.update, constants, arch, fused.WARPS),
+                    **_measure(kernels.update, constants, arch, fused.THREADS),
                 )
-        yield Row(f"{name}.prologue", "", "", **_measure(kernels.prologue, {}, arch, fused.WARPS))
+        yield Row(f"{name}.prologue", "", "", **_measure(kernels.prologue, {}, arch, fused.THREADS))
 
 
 def _flags(kernels: Any) -> Iterator[dict[str, bool]]:
@@ -112,7 +112,7 @@ SIGNATURE = {
 }
 
 
-def _measure(kernel: Any, constants: dict[str, Any], arch: str, warps: int) -> dict[str, int]:
+def _measure(kernel: Any, constants: dict[str, Any], arch: str, threads: int) -> dict[str, int]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -131,7 +131,7 @@ def _measure(kernel: Any, constants: dict[str, Any], arch: str, warps: int) -> d
     )
     capability = re.fullmatch(r"sm_(\d+)", arch)
     target = GPUTarget("cuda", int(capability[1]), 32) if capability else GPUTarget("hip", arch, 64)
-    options = {"num_warps": warps, "enable_fp_fusion": False}
+    options = {"num_warps": threads // target.warp_size, "enable_fp_fusion": False}
     compiled = triton.compile(source, target=target, options=options)
     counts = _nvidia(compiled, int(capability[1])) if capability else _amd(compiled)
     return {**counts, "shared": compiled.metadata.shared}

@@ -83,5 +83,7 @@ def _negative(scale: Expr) -> Expr:
     match scale:
         case Const(value=int() | float() as value, symbol=""):
             return Const(-value, span=scale.span)
+        case Apply(op="neg", args=(operand,)):
+            return operand
         case _:
             return apply("neg", scale, span=scale.span)

@@ -30,7 +30,7 @@ launches = 0
 
 # 8 elements per thread: 128-bit accesses in 16-bit types too, and no spilled registers in any.
 BLOCK = 1024
-WARPS = 4
+THREADS = 128
 # The row of the gradients in the table of tensors.
 GRAD = 5
 
@@ -488,8 +488,13 @@ def _addresses(tensors: Iterable[Tensor]) -> list[int]:
 def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
     global launches
     # Products and sums become one operation only where the kernel says so.
-    kernel[(programs,)](*arguments, **constants, num_warps=WARPS, enable_fp_fusion=False)
+    kernel[(programs,)](*arguments, **constants, num_warps=_warps(), enable_fp_fusion=False)
     launches += 1
+
+
+@cache
+def _warps() -> int:
+    return THREADS // (32 if torch.version.hip is None else 64)
 
 
 def _upload(values: Sequence[Any], into: Tensor) -> None:
