@@ -81,8 +81,9 @@ def build(
         typer.echo(f"note: {folder / name} is not from a spec; left as it is.", err=True)
     cache.remember(key, folder)
     typer.echo(
-        f"{folder}: {_count(len(library.units), 'definition')}, {_count(written.changed, 'file')} written, "
-        f"{written.unchanged} unchanged, {written.removed} removed."
+        f"{folder}: {_count(len(library.units), 'definition')}, "
+        f"{_count(written.changed, 'file')} written, {written.unchanged} unchanged, "
+        f"{written.removed} removed."
     )
 
 
