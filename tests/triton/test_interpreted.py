@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = sorted(path.name for path in (HERE / "interpreted").glob("test_*.py"))
+PATHS = sorted((HERE / "interpreted").glob("test_*.py"))
+FILES = [path.name for path in PATHS]
+SLOW = [path.name for path in PATHS if "mark.slow" in path.read_text(encoding="utf-8")]
 
 
 def run(file: str, *arguments: str) -> None:
@@ -35,6 +37,6 @@ def test_kernels_in_the_interpreter(file: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", SLOW)
 def test_kernels_in_the_interpreter_in_every_combination(file: str) -> None:
     run(file, "-m", "slow", "--timeout=3600")
