@@ -16,7 +16,7 @@ from pathlib import Path
 
 from optdsl.diagnostics import Code
 from optdsl.ir import FLAGS, Schedule, Spec
-from optdsl.ops import TABLE, Call, Conditional, Infix, Kind, Op, Prefix, Rule, Scaled, Type
+from optdsl.ops import TABLE, Call, Conditional, Infix, Kind, Op, Prefix, Rule, Type
 from optdsl.pipeline import shipped_library
 from optdsl.resolve import scope
 from optdsl.resolve.schedule import ScheduleResolver
@@ -169,7 +169,11 @@ def operators() -> str:
 def nodes() -> str:
     return table(
         ("node", "means"),
-        ((code(op.name), NOTES[op.name]) for op in TABLE if isinstance(op.latex, Scaled)),
+        (
+            (code(op.name), NOTES[op.name])
+            for op in TABLE
+            if op.rule is Rule.JOIN and op.source is None and op.host is None
+        ),
     )
 
 

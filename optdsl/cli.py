@@ -55,7 +55,7 @@ def build(
         if cache.is_fresh(key, folder):
             typer.echo(f"{folder}: up to date.")
             return
-    from optdsl.build import BuildError, plan, refuse_foreign, write
+    from optdsl.build import BuildError, plan, write
     from optdsl.build import check as compare
 
     library = _load(specs)
@@ -73,7 +73,6 @@ def build(
         typer.echo(f"{folder}: {len(planned)} files as planned.")
         return
     try:
-        refuse_foreign(folder)
         written = write(planned, folder)
     except BuildError as error:
         _fail(str(error))

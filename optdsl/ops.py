@@ -80,9 +80,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """The first operand is the receiver."""
+    """The first operand is the receiver. `in_place`: there is a form with `_` that changes it;
+    `scale`: the keyword of the last operand."""
 
     name: str
+    in_place: bool = False
+    scale: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +113,7 @@ class Fence:
     right: str
 
 
-@dataclass(frozen=True, slots=True)
-class Scaled:
-    """LaTeX of the rounding nodes: as the author wrote them, `base + scale * a (* or /) b`."""
-
-    operator: str
-
-
-Spelling = Infix | Prefix | Call | Method | Conditional | Command | Superscript | Fence | Scaled
+Spelling = Infix | Prefix | Call | Method | Conditional | Command | Superscript | Fence
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +137,6 @@ class Op:
 
 N, B, T = Type.NUMBER, Type.BOOL, Type.TEXT
 JOIN = Rule.JOIN
-
-
-def infix(symbol: str, level: Level) -> Infix:
-    return Infix(symbol, level)
 
 
 def _lerp(start: Any, end: Any, weight: Any) -> Any:
@@ -172,18 +164,16 @@ def _no_value(*_: Any) -> Any:
 
 
 ADD, MULTIPLY = Level.SUM, Level.PRODUCT
-plus, minus = infix("+", ADD), infix("-", ADD)
-times, over = infix("*", MULTIPLY), infix("/", MULTIPLY)
+plus, minus = Infix("+", ADD), Infix("-", ADD)
+times, over = Infix("*", MULTIPLY), Infix("/", MULTIPLY)
 
 
-def _compare(
-    name: str, symbol: str, numpy: Numpy, torch: str, latex: str, operands: tuple[Type, ...]
-) -> Op:
-    spelling = infix(symbol, Level.COMPARE)
+def _compare(name: str, symbol: str, numpy: Numpy, latex: str) -> Op:
+    spelling = Infix(symbol, Level.COMPARE)
     return Op(
-        name, spelling, operands, B, JOIN, False, numpy,
-        host=spelling, torch=Method(torch), foreach=None, triton=spelling,
-        latex=infix(latex, Level.COMPARE),
+        name, spelling, (N, N), B, JOIN, False, numpy,
+        host=spelling, torch=spelling, foreach=None, triton=spelling,
+        latex=Infix(latex, Level.COMPARE),
     )  # fmt: skip
 
 
@@ -191,40 +181,40 @@ def _compare(
 # fmt: off
 TABLE: tuple[Op, ...] = (
     # Arithmetic. `/` and `sqrt` round correctly on the GPU too: Triton's own are approximations.
-    Op("add", plus, (N, N), N, JOIN, True, np.add, plus, plus, "add", plus, plus),
-    Op("sub", minus, (N, N), N, JOIN, True, np.subtract, minus, minus, "sub", minus, minus),
-    Op("mul", times, (N, N), N, JOIN, True, np.multiply, times, times, "mul", times, infix(r"\,", MULTIPLY)),
-    Op("div", over, (N, N), N, JOIN, True, np.divide, over, over, "div", Call("_math.div"), Command(r"\frac")),
+    Op("add", plus, (N, N), N, JOIN, True, np.add, plus, Method("add", True), "add", plus, plus),
+    Op("sub", minus, (N, N), N, JOIN, True, np.subtract, minus, Method("sub", True), "sub", minus, minus),
+    Op("mul", times, (N, N), N, JOIN, True, np.multiply, times, Method("mul", True), "mul", times, Infix(r"\,", MULTIPLY)),
+    Op("div", over, (N, N), N, JOIN, True, np.divide, over, Method("div", True), "div", Call("_math.div"), Command(r"\frac")),
     # scalar / tensor: torch takes the reciprocal first, then the product.
     Op("rdiv", None, (N, N), N, JOIN, False, np.divide, over, over, None, Call("_math.rdiv"), Command(r"\frac")),
-    Op("floordiv", infix("//", MULTIPLY), (N, N), N, Rule.SCALAR_ONLY, False, np.floor_divide, infix("//", MULTIPLY), None, None, None, Call(r"\operatorname{floordiv}")),
-    Op("mod", infix("%", MULTIPLY), (N, N), N, Rule.SCALAR_ONLY, False, np.mod, infix("%", MULTIPLY), None, None, None, infix(r"\bmod", MULTIPLY)),
-    Op("pow", infix("**", Level.POWER), (N, N), N, JOIN, False, _power, infix("**", Level.POWER), infix("**", Level.POWER), "pow", Call("_math.pow"), Superscript()),
-    Op("neg", Prefix("-", Level.UNARY), (N,), N, JOIN, True, np.negative, Prefix("-", Level.UNARY), Prefix("-", Level.UNARY), "neg", Prefix("-", Level.UNARY), Prefix("-", Level.UNARY)),
-    Op("sqrt", Call("sqrt"), (N,), N, JOIN, False, np.sqrt, Call("math.sqrt"), Method("sqrt"), "sqrt", Call("_math.sqrt"), Command(r"\sqrt")),
-    Op("exp", Call("exp"), (N,), N, JOIN, False, np.exp, Call("math.exp"), Method("exp"), "exp", Call("tl.exp"), Call(r"\exp")),
-    Op("log", Call("log"), (N,), N, JOIN, False, np.log, Call("math.log"), Method("log"), "log", Call("tl.log"), Call(r"\log")),
-    Op("sin", Call("sin"), (N,), N, JOIN, False, np.sin, Call("math.sin"), Method("sin"), "sin", Call("tl.sin"), Call(r"\sin")),
-    Op("cos", Call("cos"), (N,), N, JOIN, False, np.cos, Call("math.cos"), Method("cos"), "cos", Call("tl.cos"), Call(r"\cos")),
-    Op("abs", Call("abs"), (N,), N, JOIN, False, np.abs, Call("abs"), Method("abs"), "abs", Call("tl.abs"), Fence("|", "|")),
-    Op("sign", Call("sign"), (N,), N, JOIN, False, _sign, None, Method("sign"), "sign", Call("_math.sign"), Call(r"\operatorname{sign}")),
+    Op("floordiv", Infix("//", MULTIPLY), (N, N), N, Rule.SCALAR_ONLY, False, np.floor_divide, Infix("//", MULTIPLY), None, None, None, Call(r"\operatorname{floordiv}")),
+    Op("mod", Infix("%", MULTIPLY), (N, N), N, Rule.SCALAR_ONLY, False, np.mod, Infix("%", MULTIPLY), None, None, None, Infix(r"\bmod", MULTIPLY)),
+    Op("pow", Infix("**", Level.POWER), (N, N), N, JOIN, False, _power, Infix("**", Level.POWER), Method("pow", True), "pow", Call("_math.pow"), Superscript()),
+    Op("neg", Prefix("-", Level.UNARY), (N,), N, JOIN, True, np.negative, Prefix("-", Level.UNARY), Method("neg", True), "neg", Prefix("-", Level.UNARY), Prefix("-", Level.UNARY)),
+    Op("sqrt", Call("sqrt"), (N,), N, JOIN, False, np.sqrt, Call("math.sqrt"), Method("sqrt", True), "sqrt", Call("_math.sqrt"), Command(r"\sqrt")),
+    Op("exp", Call("exp"), (N,), N, JOIN, False, np.exp, Call("math.exp"), Method("exp", True), "exp", Call("tl.exp"), Call(r"\exp")),
+    Op("log", Call("log"), (N,), N, JOIN, False, np.log, Call("math.log"), Method("log", True), "log", Call("tl.log"), Call(r"\log")),
+    Op("sin", Call("sin"), (N,), N, JOIN, False, np.sin, Call("math.sin"), Method("sin", True), "sin", Call("tl.sin"), Call(r"\sin")),
+    Op("cos", Call("cos"), (N,), N, JOIN, False, np.cos, Call("math.cos"), Method("cos", True), "cos", Call("tl.cos"), Call(r"\cos")),
+    Op("abs", Call("abs"), (N,), N, JOIN, False, np.abs, Call("abs"), Method("abs", True), "abs", Call("tl.abs"), Fence("|", "|")),
+    Op("sign", Call("sign"), (N,), N, JOIN, False, _sign, None, Method("sign", True), "sign", Call("_math.sign"), Call(r"\operatorname{sign}")),
     Op("max", Call("max"), (N, N), N, JOIN, False, np.maximum, Call("max"), Call("torch.maximum"), "maximum", Call("_math.maximum"), Call(r"\max")),
     Op("min", Call("min"), (N, N), N, JOIN, False, np.minimum, Call("min"), Call("torch.minimum"), "minimum", Call("_math.minimum"), Call(r"\min")),
     # lerp is written by the author: the open formula differs in the last bits of 38 % of results.
-    Op("lerp", Call("lerp"), (N, N, N), N, JOIN, True, _lerp, None, Method("lerp"), "lerp", Call("_math.lerp"), Call(r"\operatorname{lerp}")),
+    Op("lerp", Call("lerp"), (N, N, N), N, JOIN, True, _lerp, None, Method("lerp", True), "lerp", Call("_math.lerp"), Call(r"\operatorname{lerp}")),
     # Rounding nodes: one rounding where torch has one. The pass `contract` makes them.
-    Op("add_scaled", None, (N, N, N), N, JOIN, True, lambda a, b, c: a + c * b, None, Method("add"), "add", Call("_math.add_scaled"), Scaled("")),
-    Op("addcmul", None, (N, N, N, N), N, JOIN, False, lambda a, b, c, s: a + s * b * c, None, Method("addcmul"), "addcmul", Call("_math.addcmul"), Scaled("*")),
-    Op("addcdiv", None, (N, N, N, N), N, JOIN, False, lambda a, b, c, s: a + s * b / c, None, Method("addcdiv"), "addcdiv", Call("_math.addcdiv"), Scaled("/")),
+    Op("add_scaled", None, (N, N, N), N, JOIN, True, lambda a, b, c: a + c * b, None, Method("add", True, "alpha"), "add", Call("_math.add_scaled"), None),
+    Op("addcmul", None, (N, N, N, N), N, JOIN, False, lambda a, b, c, s: a + s * b * c, None, Method("addcmul", True, "value"), "addcmul", Call("_math.addcmul"), None),
+    Op("addcdiv", None, (N, N, N, N), N, JOIN, False, lambda a, b, c, s: a + s * b / c, None, Method("addcdiv", True, "value"), "addcdiv", Call("_math.addcdiv"), None),
     # Comparisons and choices.
-    _compare("eq", "==", np.equal, "eq", "=", (N, N)),
-    _compare("ne", "!=", np.not_equal, "ne", r"\neq", (N, N)),
-    _compare("lt", "<", np.less, "lt", "<", (N, N)),
-    _compare("le", "<=", np.less_equal, "le", r"\leq", (N, N)),
-    _compare("gt", ">", np.greater, "gt", ">", (N, N)),
-    _compare("ge", ">=", np.greater_equal, "ge", r"\geq", (N, N)),
-    Op("and", infix("and", Level.AND), (B, B), B, JOIN, False, np.logical_and, infix("and", Level.AND), Method("logical_and"), None, Call("_math.both"), infix(r"\wedge", Level.AND)),
-    Op("or", infix("or", Level.OR), (B, B), B, JOIN, False, np.logical_or, infix("or", Level.OR), Method("logical_or"), None, Call("_math.either"), infix(r"\vee", Level.OR)),
+    _compare("eq", "==", np.equal, "="),
+    _compare("ne", "!=", np.not_equal, r"\neq"),
+    _compare("lt", "<", np.less, "<"),
+    _compare("le", "<=", np.less_equal, r"\leq"),
+    _compare("gt", ">", np.greater, ">"),
+    _compare("ge", ">=", np.greater_equal, r"\geq"),
+    Op("and", Infix("and", Level.AND), (B, B), B, JOIN, False, np.logical_and, Infix("and", Level.AND), Method("logical_and"), None, Call("_math.both"), Infix(r"\wedge", Level.AND)),
+    Op("or", Infix("or", Level.OR), (B, B), B, JOIN, False, np.logical_or, Infix("or", Level.OR), Method("logical_or"), None, Call("_math.either"), Infix(r"\vee", Level.OR)),
     Op("not", Prefix("not ", Level.NOT), (B,), B, JOIN, False, np.logical_not, Prefix("not ", Level.NOT), Method("logical_not"), None, Call("_math.negation"), Prefix(r"\neg ", Level.NOT)),
     Op("where", Call("where"), (B, N, N), N, JOIN, False, np.where, Conditional(), Call("torch.where"), None, Call("tl.where"), Call(r"\operatorname{where}")),
     Op("select", Conditional(), (B, N, N), N, Rule.SCALAR_ONLY, False, np.where, Conditional(), None, None, Call("tl.where"), Call(r"\operatorname{where}")),
@@ -232,9 +222,9 @@ TABLE: tuple[Op, ...] = (
     # Reductions over one parameter.
     Op("sum", Call("sum"), (N,), N, Rule.REDUCE, False, np.sum, None, Method("sum"), None, Call("tl.sum"), Call(r"\operatorname{sum}")),
     Op("mean", Call("mean"), (N,), N, Rule.REDUCE, False, np.mean, None, Method("mean"), None, None, Call(r"\operatorname{mean}")),
-    Op("norm", Call("norm"), (N,), N, Rule.REDUCE, False, _norm, None, Method("norm"), None, None, Fence(r"\lVert", r"\rVert")),
+    Op("norm", Call("norm"), (N,), N, Rule.REDUCE, False, _norm, None, Method("norm"), None, None, Fence(r"\lVert ", r" \rVert")),
     Op("max_abs", Call("max_abs"), (N,), N, Rule.REDUCE, False, lambda x: np.max(np.abs(x), initial=0.0), None, Call("max_abs"), None, None, Call(r"\operatorname{max\_abs}")),
-    Op("dot", Call("dot"), (N, N), N, Rule.REDUCE, False, lambda a, b: np.sum(a * b), None, Call("dot"), None, None, Fence(r"\langle", r"\rangle")),
+    Op("dot", Call("dot"), (N, N), N, Rule.REDUCE, False, lambda a, b: np.sum(a * b), None, Call("dot"), None, None, Fence(r"\langle ", r" \rangle")),
     # First values of slots.
     Op("zeros_like", Call("zeros_like"), (N,), N, Rule.INITIAL, True, np.zeros_like, None, Call("torch.zeros_like"), None, None, None),
     Op("full_like", Call("full_like"), (N, N), N, Rule.INITIAL, True, np.full_like, None, Call("torch.full_like"), None, None, Call(r"\operatorname{full}")),
@@ -244,3 +234,6 @@ TABLE: tuple[Op, ...] = (
 OPS: dict[str, Op] = {op.name: op for op in TABLE}
 FUNCTIONS: dict[str, Op] = {op.source.name: op for op in TABLE if isinstance(op.source, Call)}
 BINARY: dict[str, Op] = {op.source.symbol: op for op in TABLE if isinstance(op.source, Infix)}
+LEVELS: dict[str, Level] = {
+    op.source.symbol: op.source.level for op in TABLE if isinstance(op.source, Infix)
+}

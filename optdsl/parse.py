@@ -381,7 +381,7 @@ class _Builder(Transformer[Token, Any]):
     def descend(self, meta: Meta, value: syntax.Expr) -> syntax.DescendStmt:
         return syntax.DescendStmt(value, self._span(meta))
 
-    def if_(
+    def branch(
         self,
         meta: Meta,
         condition: syntax.Expr,
@@ -434,6 +434,3 @@ class _Builder(Transformer[Token, Any]):
     def group(self, meta: Meta, *items: syntax.Expr) -> syntax.Expr:
         # Parentheses only group: the tree holds what they say.
         return items[0] if len(items) == 1 else syntax.TupleExpr(items, self._span(meta))
-
-
-setattr(_Builder, "if", _Builder.if_)

@@ -18,7 +18,6 @@ from optdsl.ops import (
     Method,
     Op,
     Prefix,
-    Scaled,
     Spelling,
     Superscript,
 )
@@ -40,8 +39,8 @@ def python_leaf(leaf: Const | Ref) -> str:
     match leaf:
         case Ref(name=name):
             return name
-        case Const(symbol=symbol, value=value) if symbol:
-            return f"math.{symbol}" if value else symbol
+        case Const(symbol=symbol) if symbol:
+            return f"math.{symbol}"
         case Const(value=str() as text):
             return f'"{text}"'
         case Const(value=value):
@@ -103,9 +102,11 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
             return f"{symbol}{_fit(operand, level_inside)}", level
         case Call(name=name), _:
             return f"{name}({', '.join(text for text, _ in parts)})", Level.ATOM
-        case Method(name=name), [receiver, *rest]:
-            arguments = ", ".join(text for text, _ in rest)
-            return f"{_fit(receiver, Level.ATOM)}.{name}({arguments})", Level.ATOM
+        case Method(name=name, scale=scale), [receiver, *rest]:
+            arguments = [text for text, _ in rest]
+            if scale:
+                arguments[-1] = f"{scale}={arguments[-1]}"
+            return f"{_fit(receiver, Level.ATOM)}.{name}({', '.join(arguments)})", Level.ATOM
         case Conditional(), [condition, then, orelse]:
             above = Level.OR
             text = f"{_fit(then, above)} if {_fit(condition, above)} else {orelse[0]}"
@@ -118,8 +119,6 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
         case Fence(left=left_mark, right=right_mark), _:
             inside = ", ".join(text for text, _ in parts)
             return f"{left_mark}{inside}{right_mark}", Level.ATOM
-        case Scaled(), _:
-            raise Unspellable(expr)
         case _:
             raise Unspellable(expr)
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import assert_never
 
 from optdsl import syntax
-from optdsl.ops import Level
+from optdsl.ops import LEVELS, Level
 
 INDENT = "    "
 # Members of one group stand together, groups are separated by an empty line.
@@ -20,10 +20,6 @@ GROUPS: tuple[tuple[type[syntax.Member], ...], ...] = (
     (syntax.Form,),
     (syntax.Update,),
 )
-LEVELS = {
-    "or": Level.OR, "and": Level.AND, "+": Level.SUM, "-": Level.SUM, "*": Level.PRODUCT,
-    "/": Level.PRODUCT, "//": Level.PRODUCT, "%": Level.PRODUCT, "**": Level.POWER,
-}  # fmt: skip
 
 
 def unparse(tree: syntax.SyntaxTree) -> str:

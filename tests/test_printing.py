@@ -215,7 +215,7 @@ def test_host_text(expr: Expr, text: str) -> None:
 
 def test_torch_text_uses_methods_and_keeps_their_receiver_whole() -> None:
     tensor = Ref("p", Role.PARAM, Kind.ELEMENTWISE)
-    assert show(apply("sqrt", apply("add", tensor, x)), torch) == "(p + x).sqrt()"
+    assert show(apply("sqrt", apply("add", tensor, x)), torch) == "p.add(x).sqrt()"
     assert show(apply("max", tensor, x), torch) == "torch.maximum(p, x)"
 
 

@@ -19,7 +19,7 @@ STEPS = 4
 SIZES = ((4, 3), (5,), ())
 # What the language can say and the torch targets cannot do yet: refused at its place.
 REFUSED = {
-    "param require", "when ndim", "numel", "type", "two pow",
+    "param require", "when ndim", "numel", "type",
     "scalar assign", "step by slot", "slots used step twice",
     "init copy", "init grad2",
 }  # fmt: skip

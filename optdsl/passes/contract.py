@@ -12,6 +12,7 @@ from optdsl.ir import Apply, Const, Expr, Spec, apply, is_scalar, kind_of, map_e
 from optdsl.ops import Kind
 
 ONE = Const(1)
+FUSED = {"mul": "addcmul", "div": "addcdiv"}
 
 
 def contract(spec: Spec) -> Spec:
@@ -35,23 +36,11 @@ def contract_node(expr: Expr) -> Expr:
 def _term(term: Expr) -> tuple[str, tuple[Expr, ...], Expr] | None:
     """What is added: the node that adds it, its tensors, its scale."""
     match term:
-        # scale * a * b -> addcmul
-        case Apply(op="mul", args=(Apply(op="mul") as product, b)) if _both_tensors(product, b):
-            scaled = _scaled(product)
-            if scaled is not None:
-                return "addcmul", (scaled[0], b), scaled[1]
-            return "addcmul", (product, b), ONE
-        # scale * a / b -> addcdiv
-        case Apply(op="div", args=(Apply(op="mul") as product, b)) if _both_tensors(product, b):
-            scaled = _scaled(product)
-            if scaled is not None:
-                return "addcdiv", (scaled[0], b), scaled[1]
-            return "addcdiv", (product, b), ONE
-        # a * b -> addcmul, a / b -> addcdiv
-        case Apply(op="mul", args=(a, b)) if _both_tensors(a, b):
-            return "addcmul", (a, b), ONE
-        case Apply(op="div", args=(a, b)) if _both_tensors(a, b):
-            return "addcdiv", (a, b), ONE
+        # [scale *] a * b -> addcmul, [scale *] a / b -> addcdiv
+        case Apply(op="mul" | "div" as op, args=(a, b)) if _both_tensors(a, b):
+            scaled = _scaled(a) if isinstance(a, Apply) and a.op == "mul" else None
+            tensor, scale = scaled or (a, ONE)
+            return FUSED[op], (tensor, b), scale
         # scale * a -> add_scaled
         case Apply(op="mul"):
             scaled = _scaled(term)

@@ -52,6 +52,5 @@ def specialise(spec: Spec, options: Mapping[str, bool]) -> Spec:
     return replace(
         spec,
         body=tuple(s for stmt in spec.body for s in rewrite(stmt)),
-        scalars=tuple(s for stmt in spec.scalars for s in rewrite(stmt)),
         states=tuple(states),
     )

@@ -53,7 +53,6 @@ class _Derived(MemberResolver):
         self.refuse((syntax.Doc, syntax.Cite, syntax.Fix), "a derived optimizer")
         seen: dict[str, Span] = {}
         for member in self.members(syntax.Fix):
-            assert isinstance(member, syntax.Fix)
             name = member.name
             if name.text in seen:
                 self.log.error(

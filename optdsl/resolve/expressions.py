@@ -294,7 +294,7 @@ class ExpressionResolver:
         elif rule is Rule.INITIAL and not self._makes_slot(args):
             hints = (f"Write: {op}(param{', value' if len(args) > 1 else ''})",)
             message = f"'{op}' makes a slot's first value from 'param'."
-        elif (rule is Rule.REDUCE or op in ("lerp", "sign")) and widest <= Kind.SCALAR:
+        elif OPS[op].host is None and widest <= Kind.SCALAR:
             hints = ()
             message = f"'{spoken(op)}' works on tensors, this is a number."
         elif op == "lerp" and any(ir.is_scalar(x) for x in args[:2]):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from optdsl import ir, syntax
 from optdsl.diagnostics import Code, Log, did_you_mean
@@ -26,6 +27,7 @@ from optdsl.unparse import unparse_expr
 
 BASES = {b.value: b for b in Base}
 MODIFIERS = ("optional", "per_group")
+M = TypeVar("M", bound=syntax.Member)
 
 
 class MemberResolver(ExpressionResolver):
@@ -35,15 +37,15 @@ class MemberResolver(ExpressionResolver):
         super().__init__(definition, log)
         self.requires: list[ir.Require] = []
 
-    def members(self, *types: type[syntax.Member]) -> list[syntax.Member]:
-        return [m for m in self.definition.members if isinstance(m, types)]
+    def members(self, type_: type[M]) -> list[M]:
+        return [m for m in self.definition.members if isinstance(m, type_)]
 
-    def only(self, type_: type[syntax.Member], what: str) -> syntax.Member | None:
+    def only(self, type_: type[M], what: str) -> M | None:
         found = self.members(type_)
         self.refuse_repeated(found, what)
         return found[0] if found else None
 
-    def refuse_repeated(self, found: list[syntax.Member], what: str) -> None:
+    def refuse_repeated(self, found: Sequence[syntax.Member], what: str) -> None:
         for extra in found[1:]:
             self.log.error(
                 Code.DUPLICATE, f"{what} is given twice.", head(extra.span),
@@ -61,15 +63,15 @@ class MemberResolver(ExpressionResolver):
 
     def doc(self) -> str:
         found = self.only(syntax.Doc, "'doc'")
-        return found.text.value.strip() if isinstance(found, syntax.Doc) else ""
+        return found.text.value.strip() if found is not None else ""
 
     def cites(self) -> tuple[str, ...]:
-        return tuple(m.text.value for m in self.members(syntax.Cite) if isinstance(m, syntax.Cite))
+        return tuple(m.text.value for m in self.members(syntax.Cite))
 
     # Hyperparameters
 
     def declare_hypers(self) -> None:
-        declarations = [m for m in self.definition.members if isinstance(m, syntax.HyperDecl)]
+        declarations = self.members(syntax.HyperDecl)
         for declaration in declarations:
             hyper = self._hyper(declaration)
             if hyper is None:
@@ -78,7 +80,7 @@ class MemberResolver(ExpressionResolver):
                 self.hypers.append(hyper)
         # In the order of the text: the first that fails is the error that users see.
         clauses = [c for d in declarations for c in d.requires]
-        clauses += [m for m in self.definition.members if isinstance(m, syntax.RequireClause)]
+        clauses += self.members(syntax.RequireClause)
         for clause in sorted(clauses, key=lambda c: c.span.start):
             self.add_requires(clause)
         check_defaults(self.hypers, self.requires, self.definition, self.log)

@@ -28,13 +28,12 @@ class OptimizerResolver(StatementResolver):
         self.scope.names["grad"] = ir.Ref("grad", Role.GRAD, Kind.ELEMENTWISE)
         states = self._states()
         for member in self.members(syntax.ParamRequire):
-            assert isinstance(member, syntax.ParamRequire)
             self.add_requires(member.clause)
         signature = self._signature()
         self.check_order(signature)
         doc, cites = self.doc(), self.cites()
         update = self.only(syntax.Update, "'update'")
-        if not isinstance(update, syntax.Update):
+        if update is None:
             self.log.error(
                 Code.MISSING_PART, f"'{name.text}' has no 'update'.", name.span,
                 hints=("Add: update { descend lr * grad }",),
@@ -56,7 +55,6 @@ class OptimizerResolver(StatementResolver):
 
     def _refuse_per_group(self) -> None:
         for member in self.members(syntax.HyperDecl):
-            assert isinstance(member, syntax.HyperDecl)
             for word in member.type.words if member.type is not None else ():
                 if word.text == "per_group":
                     self.log.error(
@@ -69,7 +67,6 @@ class OptimizerResolver(StatementResolver):
     def _states(self) -> tuple[State, ...]:
         found = []
         for member in self.members(syntax.StateDecl):
-            assert isinstance(member, syntax.StateDecl)
             state = self._state(member)
             if state is not None:
                 found.append(state)
@@ -140,7 +137,7 @@ class OptimizerResolver(StatementResolver):
         given = self.only(syntax.Signature, "'signature'")
         dots = self.members(syntax.Flags)
         self.refuse_repeated(dots, "'...'")
-        if not isinstance(given, syntax.Signature):
+        if given is None:
             names = self.signature()
             return names if "*" in names else (*names, "*", *FLAGS)
         for extra in dots[:1]:

@@ -45,10 +45,10 @@ class ScheduleResolver(StatementResolver):
             if name in self.TAKEN:
                 self._refuse_name(name, span)
         update = self.only(syntax.Update, "'update'")
-        forms = [m for m in self.members(syntax.Form) if isinstance(m, syntax.Form)]
+        forms = self.members(syntax.Form)
         parameters: tuple[str, ...] = ()
         body: tuple[ir.Stmt, ...] = ()
-        if isinstance(update, syntax.Update):
+        if update is not None:
             for form in forms:
                 self.log.error(
                     Code.UNSUPPORTED, "A schedule has either forms or an 'update'.",
@@ -89,19 +89,7 @@ class ScheduleResolver(StatementResolver):
         )  # fmt: skip
 
     def _lets(self) -> tuple[ir.Let, ...]:
-        lets = []
-        for member in self.members(syntax.LetStmt):
-            assert isinstance(member, syntax.LetStmt)
-            value = self.expr(member.value)
-            kind = Kind.SCALAR if value is None else ir.kind_of(value)
-            type_ = Type.NUMBER if value is None else ir.type_of(value)
-            ref = ir.Ref(member.name.text, Role.LOCAL, kind, type_, member.name.span)
-            free = self.scope.declare(member.name, ref, self.log)
-            if value is None:
-                self.scope.broken.add(member.name.text)
-            elif free:
-                lets.append(ir.Let(member.name.text, value, kind, member.span))
-        return tuple(lets)
+        return tuple(let for member in self.members(syntax.LetStmt) for let in self.let(member))
 
     def _parameters(self, update: syntax.Update) -> tuple[str, ...]:
         names = tuple(n.text for n in update.parameters)
@@ -168,16 +156,8 @@ class ScheduleResolver(StatementResolver):
         return ref.name == "lr" or ref.role in (Role.STATE, Role.LOCAL)
 
     def _form(self, is_closed: bool) -> ir.Expr | None:
-        forms = [
-            m for m in self.definition.members
-            if isinstance(m, syntax.Form) and m.is_closed == is_closed
-        ]  # fmt: skip
-        word = "closed" if is_closed else "chain"
-        for extra in forms[1:]:
-            self.log.error(
-                Code.DUPLICATE, f"'{word}' is given twice.", head(extra.span),
-                related=((head(forms[0].span), "first given here"),),
-            )  # fmt: skip
+        forms = [m for m in self.members(syntax.Form) if m.is_closed == is_closed]
+        self.refuse_repeated(forms, "'closed'" if is_closed else "'chain'")
         if not forms:
             return None
         value = self.expr(forms[0].value)
@@ -189,7 +169,6 @@ class ScheduleResolver(StatementResolver):
         """The states. Each begins with a value that may read hyperparameters and earlier states."""
         states = []
         for member in self.members(syntax.StateDecl):
-            assert isinstance(member, syntax.StateDecl)
             if (
                 member.type
                 or member.when

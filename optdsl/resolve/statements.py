@@ -48,7 +48,7 @@ class StatementResolver(MemberResolver):
     def _statement(self, node: syntax.Stmt) -> Iterator[ir.Stmt]:
         match node:
             case syntax.LetStmt():
-                yield from self._let(node)
+                yield from self.let(node)
             case syntax.AssignStmt():
                 yield from self._assign(node)
             case syntax.DescendStmt():
@@ -60,7 +60,7 @@ class StatementResolver(MemberResolver):
             case _:
                 assert_never(node)
 
-    def _let(self, node: syntax.LetStmt) -> Iterator[ir.Stmt]:
+    def let(self, node: syntax.LetStmt) -> Iterator[ir.Let]:
         value = self.expr(node.value)
         at = node.name.span.start
         kind = Kind.OPTION if value is None else ir.kind_of(value)

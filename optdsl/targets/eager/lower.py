@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optdsl import passes
 from optdsl.ir import Apply, Const, Expr, Ref, Spec, is_scalar, kind_of, type_of
-from optdsl.ops import OPS, Call, Infix, Method, Prefix, Type
+from optdsl.ops import OPS, Call, Infix, Method, Type
 from optdsl.targets.eager.view import View
 from optdsl.targets.layout import WIDTH, bracketed, broken_assignment, broken_call, indented
 from optdsl.targets.torch_code import (
@@ -33,16 +33,8 @@ def lower(spec: Spec) -> View | None:
     )
 
 
-# How torch spells the scale of its three-operand calls.
-KEYWORDS = {
-    "add_scaled": ("add", "alpha"),
-    "addcmul": ("addcmul", "value"),
-    "addcdiv": ("addcdiv", "value"),
-}
-# operand op scalar or operand op operand, as a method with an in-place form.
-METHODS = {"add": "add", "mul": "mul", "div": "div", "pow": "pow", "sub": "sub"}
+# A mask where an operator takes numbers.
 AS_NUMBER = "to(param.dtype)"
-INFIX = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 
 
 class Eager(Writer):
@@ -122,32 +114,20 @@ class Eager(Writer):
                 return None
 
     def has_method(self, value: Apply) -> bool:
-        receiver = value.args[0]
-        if not is_tensor(receiver):
-            return False
-        if value.op in KEYWORDS or value.op in METHODS or value.op == "lerp":
-            return True
-        return value.op in ("neg", "sqrt", "exp", "log", "sin", "cos", "abs", "sign")
+        """Whether torch has a call on the first operand, which can also work in place."""
+        spelling = OPS[value.op].torch
+        return isinstance(spelling, Method) and spelling.in_place and is_tensor(value.args[0])
 
     def method(self, value: Apply, in_place: bool) -> str:
         """The call on the first operand: `lerp_(grad, 1 - beta1)`."""
-        suffix = "_" if in_place else ""
-        others = value.args[1:]
-        match value.op:
-            case "add_scaled" | "addcmul" | "addcdiv" as op:
-                name, keyword = KEYWORDS[op]
-                *tensors, scale = others
-                arguments = [self.value(t) for t in tensors]
-                if scale != Const(1) or op == "add_scaled":
-                    arguments.append(f"{keyword}={self.scalar(scale)}")
-            case "neg" | "sqrt" | "exp" | "log" | "sin" | "cos" | "abs" | "sign" as name:
-                arguments = []
-            case op if op in METHODS or op == "lerp":
-                name = op
-                arguments = [self.operand(o) for o in others]
-            case op:
-                raise unsupported(f"'{op}' is not supported on tensors.", value.span)
-        return f"{name}{suffix}({', '.join(arguments)})"
+        spelling = OPS[value.op].torch
+        assert isinstance(spelling, Method)
+        arguments = [self.operand(a) for a in value.args[1:]]
+        if spelling.scale == "value" and value.args[-1] == Const(1):
+            arguments.pop()  # torch's default
+        elif spelling.scale:
+            arguments[-1] = f"{spelling.scale}={arguments[-1]}"
+        return f"{spelling.name}{'_' if in_place else ''}({', '.join(arguments)})"
 
     def operand(self, expr: Expr) -> str:
         """What an operator on numbers takes: a mask is 0 or 1 there."""
@@ -184,10 +164,6 @@ class Eager(Writer):
             case Apply(op="where", args=(mask, then, orelse)):
                 items = ", ".join((self.value(mask), self.operand(then), self.operand(orelse)))
                 return f"torch.where({items})", []
-            case Apply(op=op, args=(left, right)) if op in INFIX:
-                symbol = OPS[op].host
-                assert isinstance(symbol, Infix)
-                return f"({self.operand(left)} {symbol.symbol} {self.operand(right)})", []
             case Apply(args=(receiver, *_)) if self.has_method(expr):
                 text, steps = self.parts(receiver)
                 steps = [*steps, AS_NUMBER] if type_of(receiver) is Type.BOOL else steps
@@ -206,17 +182,19 @@ class Eager(Writer):
         return receiver, [*steps, f"{CLAMPS[op]}{suffix}({self.scalar(bound)})"]
 
     def generic(self, op: str, args: tuple[Expr, ...], expr: Apply) -> str:
-        """Reductions and logic: no in-place form."""
+        """Reductions, comparisons and logic: no in-place form."""
         spelling = OPS[op].torch
         logical = OPS[op].operands[0] is Type.BOOL
         first, *rest = (self.value(a) if logical else self.operand(a) for a in args)
         match spelling:
+            case Method(name=name) if is_scalar(args[0]):
+                return f"torch.{name}({', '.join((first, *rest))})"
             case Method(name=name):
                 return f"{first}.{name}({', '.join(rest)})"
             case Call(name=name):
                 return f"{name}({', '.join((first, *rest))})"
-            case Prefix(symbol=symbol):
-                return f"({symbol}{first})"
+            case Infix(symbol=symbol):
+                return f"({first} {symbol} {rest[0]})"
             case _:
                 raise unsupported(f"'{op}' is not supported on tensors.", expr.span)
 

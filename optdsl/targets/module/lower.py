@@ -264,11 +264,11 @@ def _in_group(expr: Expr, wrap: bool) -> str:
                 return printing.python_leaf(node)
 
     match expr:
-        case Apply(op="zeros_like", args=(like,)):
-            return f"torch.zeros_like({printing.show(like, printing.torch, leaf)})"
-        case Apply(op="full_like", args=(like, value)):
+        case Apply(op="zeros_like", args=(Ref() as like,)):
+            return f"torch.zeros_like({leaf(like)})"
+        case Apply(op="full_like", args=(Ref() as like, value)):
             inside = printing.show(value, printing.host, leaf)
-            return f"full_like({printing.show(like, printing.torch, leaf)}, {inside})"
+            return f"full_like({leaf(like)}, {inside})"
         case _:
             return printing.show(expr, printing.host, leaf)
 
