@@ -16,7 +16,8 @@ class Adagrad(Optimizer):
     r"""Adagrad: steps scaled by the sum of all squared gradients so far.
 
     Args:
-        params (iterable): parameters, or groups of them.
+        params (iterable): floating-point or complex parameters with dense gradients, or groups
+            of them.
         lr (float | Tensor): lr >= 0. Default: 1e-2.
         lr_decay (float | Tensor): lr_decay >= 0. Default: 0.
         weight_decay (float | Tensor): weight_decay >= 0. Default: 0.
@@ -29,6 +30,9 @@ class Adagrad(Optimizer):
             step. Default: False.
         differentiable (bool): not supported: True raises RuntimeError. Default: False.
         fused (bool | None): update all tensors in one kernel. Default: None.
+
+    Raises:
+        ValueError: an argument is out of its range.
 
     .. math::
 

@@ -17,7 +17,8 @@ class Adam(Optimizer):
     r"""Adam: steps scaled by running averages of the gradient and of its square.
 
     Args:
-        params (iterable): parameters, or groups of them.
+        params (iterable): floating-point or complex parameters with dense gradients, or groups
+            of them.
         lr (float | Tensor): lr >= 0. Default: 1e-3.
         betas (tuple[float | Tensor, float | Tensor]): beta1, beta2. 0 <= beta1 < 1, 0 <= beta2
             < 1. Default: (0.9, 0.999).
@@ -32,6 +33,9 @@ class Adam(Optimizer):
         differentiable (bool): not supported: True raises RuntimeError. Default: False.
         fused (bool | None): update all tensors in one kernel. Default: None.
         decoupled_weight_decay (bool): Default: False.
+
+    Raises:
+        ValueError: an argument is out of its range.
 
     .. math::
 

@@ -17,7 +17,8 @@ class AdamW(Adam):
     r"""AdamW: Adam whose weight decay acts on the parameter, not on the gradient.
 
     Args:
-        params (iterable): parameters, or groups of them.
+        params (iterable): floating-point or complex parameters with dense gradients, or groups
+            of them.
         lr (float | Tensor): lr >= 0. Default: 1e-3.
         betas (tuple[float | Tensor, float | Tensor]): beta1, beta2. 0 <= beta1 < 1, 0 <= beta2
             < 1. Default: (0.9, 0.999).
@@ -31,6 +32,9 @@ class AdamW(Adam):
             step. Default: False.
         differentiable (bool): not supported: True raises RuntimeError. Default: False.
         fused (bool | None): update all tensors in one kernel. Default: None.
+
+    Raises:
+        ValueError: an argument is out of its range.
 
     .. math::
 

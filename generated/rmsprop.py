@@ -17,7 +17,8 @@ class RMSprop(Optimizer):
     r"""RMSprop: steps scaled by a running average of the squared gradient, optionally centered.
 
     Args:
-        params (iterable): parameters, or groups of them.
+        params (iterable): floating-point or complex parameters with dense gradients, or groups
+            of them.
         lr (float | Tensor): lr >= 0. Default: 1e-2.
         alpha (float | Tensor): alpha >= 0. Default: 0.99.
         eps (float | Tensor): eps >= 0. Default: 1e-8.
@@ -31,6 +32,9 @@ class RMSprop(Optimizer):
         maximize (bool): ascend instead of descend. Default: False.
         differentiable (bool): not supported: True raises RuntimeError. Default: False.
         fused (bool | None): update all tensors in one kernel. Default: None.
+
+    Raises:
+        ValueError: an argument is out of its range.
 
     .. math::
 

@@ -18,7 +18,8 @@ class SGD(Optimizer):
     in the buffer.
 
     Args:
-        params (iterable): parameters, or groups of them.
+        params (iterable): floating-point or complex parameters with dense gradients, or groups
+            of them.
         lr (float | Tensor): lr >= 0. Default: 1e-3.
         momentum (float | Tensor): momentum >= 0. Default: 0.
         dampening (float | Tensor): Default: 0.
@@ -33,7 +34,8 @@ class SGD(Optimizer):
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:
-        ValueError: Nesterov momentum requires a momentum and zero dampening.
+        ValueError: an argument is out of its range; Nesterov momentum requires a momentum and
+        zero dampening.
 
     .. math::
 

@@ -83,8 +83,10 @@ def plan(library: Library, command: str) -> Plan:
 def _unit_files(unit: Unit, command: str) -> dict[PurePosixPath, str]:
     sections: dict[PurePosixPath, list[str]] = {}
     for target in TARGETS:
-        text = section(target, unit) if target.path is not None else None
-        if text is not None and target.path is not None:
+        if target.path is None:
+            continue
+        text = section(target, unit)
+        if text is not None:
             sections.setdefault(target.path(unit), []).append(text)
     head = header([unit.source], command)
     return {path: head + "".join(texts) for path, texts in sections.items()}
@@ -147,11 +149,7 @@ def _runtime_files(library: Library, command: str) -> dict[PurePosixPath, str]:
 
 def existing(output: Path) -> dict[PurePosixPath, Path]:
     """The files of an output folder, without what Python and tools leave there."""
-    return {
-        PurePosixPath(p.relative_to(output).as_posix()): p
-        for p in sorted(output.rglob("*"))
-        if p.is_file() and not {"__pycache__", ".mypy_cache", ".ruff_cache"} & set(p.parts)
-    }
+    return {PurePosixPath(p.relative_to(output).as_posix()): p for p in resources.files_of(output)}
 
 
 def check(planned: Plan, output: Path) -> Drift:

@@ -35,9 +35,7 @@ def fingerprint(specs: Sequence[Path], output: Path, command: str) -> str:
 def _inputs(specs: Sequence[Path]) -> Iterable[Path]:
     roots = (resources.PACKAGE, resources.templates(), resources.specs())
     for root in roots:
-        for path in sorted(root.rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                yield path
+        yield from resources.files_of(root)
     for path in specs:
         yield from sorted(path.rglob("*.opt")) if path.is_dir() else [path]
 
@@ -45,10 +43,9 @@ def _inputs(specs: Sequence[Path]) -> Iterable[Path]:
 def _look(output: Path) -> list[list[object]]:
     """The output's files with size and time of change: cheap, and changes with every edit."""
     found: list[list[object]] = []
-    for path in sorted(output.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            status = path.stat()
-            found.append([str(path.relative_to(output)), status.st_size, status.st_mtime_ns])
+    for path in resources.files_of(output):
+        status = path.stat()
+        found.append([str(path.relative_to(output)), status.st_size, status.st_mtime_ns])
     return found
 
 

@@ -235,4 +235,12 @@ def _fail(message: str) -> NoReturn:
 
 
 def main() -> None:
-    app()
+    try:
+        app()
+    except OSError as error:
+        # What the file system refuses: a full disk, a folder that was deleted.
+        raise SystemExit(f"optdsl: {error}") from None
+    except RuntimeError as error:
+        if "Symlink loop" not in str(error):  # pathlib's word for it before Python 3.13
+            raise
+        raise SystemExit(f"optdsl: {error}") from None

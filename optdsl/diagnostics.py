@@ -111,6 +111,12 @@ def in_order(diagnostics: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:
     return tuple(sorted(dict.fromkeys(diagnostics), key=place))
 
 
+def unsupported(what: str, span: Span, hint: str = "") -> SpecError:
+    """What the language can say and a target cannot do."""
+    hints = (hint,) if hint else ()
+    return SpecError([Diagnostic(Code.UNSUPPORTED, what, span, hints=hints)])
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> tuple[str, ...]:
     """A hint with the closest candidate, or nothing. Never the name itself."""
     pool = sorted({c for c in candidates if c != name})

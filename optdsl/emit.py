@@ -40,7 +40,7 @@ def render(template: str, view: Any) -> str:
     return environment().get_template(template).render(values)
 
 
-def header(sources: Iterable[Source], build: str, comment: str = "#") -> str:
+def header(sources: Iterable[Source], build: str) -> str:
     """Three lines: from what, how to rebuild, and the hash of the specs' text."""
     ordered = sorted(set(sources), key=lambda s: s.name)
     digest = hashlib.sha256("\0".join(s.text for s in ordered).encode()).hexdigest()
@@ -50,9 +50,9 @@ def header(sources: Iterable[Source], build: str, comment: str = "#") -> str:
         folders = sorted({path.parent.as_posix() for path in paths})
         names = f"{len(paths)} files in {', '.join(folders)}"
     return (
-        f"{comment} {MARK} from {names}: edit that, not this.\n"
-        f"{comment} To rebuild: {build}\n"
-        f"{comment} Spec sha256: {digest}\n"
+        f"# {MARK} from {names}: edit that, not this.\n"
+        f"# To rebuild: {build}\n"
+        f"# Spec sha256: {digest}\n"
     )
 
 

@@ -296,6 +296,11 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
             yield from statements(stmt.orelse)
 
 
+def reads(body: tuple[Stmt, ...]) -> Iterator[Ref]:
+    """The names that statements read, nested ones included."""
+    return (r for s in statements(body) for e in expressions(s) for r in refs(e))
+
+
 def expressions(stmt: Stmt) -> tuple[Expr, ...]:
     """A statement's own expressions, without those of statements in it."""
     match stmt:

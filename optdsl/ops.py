@@ -227,7 +227,7 @@ TABLE: tuple[Op, ...] = (
     Op("dot", Call("dot"), (N, N), N, Rule.REDUCE, False, lambda a, b: np.sum(a * b), None, Call("dot"), None, None, Fence(r"\langle ", r" \rangle")),
     # First values of slots.
     Op("zeros_like", Call("zeros_like"), (N,), N, Rule.INITIAL, True, np.zeros_like, None, Call("torch.zeros_like"), None, None, None),
-    Op("full_like", Call("full_like"), (N, N), N, Rule.INITIAL, True, np.full_like, None, Call("torch.full_like"), None, None, Call(r"\operatorname{full}")),
+    Op("full_like", Call("full_like"), (N, N), N, Rule.INITIAL, False, np.full_like, None, Call("torch.full_like"), None, Call("_math.full_like"), Call(r"\operatorname{full}")),
 )
 # fmt: on
 

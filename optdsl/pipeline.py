@@ -70,7 +70,8 @@ def find_specs(paths: Iterable[Path]) -> tuple[Path, ...]:
             )
     if problems:
         raise SpecError(problems)
-    return tuple(found)
+    # One file may be named twice, in two spellings.
+    return tuple({path.resolve(): path for path in reversed(found)}.values())[::-1]
 
 
 def read(path: Path) -> Source:

@@ -19,6 +19,16 @@ def specs() -> Path:
     return _find("specs")
 
 
+def files_of(folder: Path) -> tuple[Path, ...]:
+    """The files below a folder, without what Python and tools leave there, in a fixed order."""
+    ignored = {"__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+    return tuple(
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not ignored & set(path.relative_to(folder).parts)
+    )
+
+
 def checkout() -> Path | None:
     """The root of the repository this compiler runs from, if it does."""
     root = PACKAGE.parent

@@ -251,7 +251,7 @@ def test_linear_rows_are_linear_over_complex_numbers() -> None:
     w = rng.standard_normal(4) + 1j * rng.standard_normal(4)
     operands: dict[str, tuple[Any, ...]] = {
         "add": (z, w), "sub": (z, w), "mul": (z, 0.3), "div": (z, 0.3), "neg": (z,),
-        "lerp": (z, w, 0.3), "add_scaled": (z, w, 0.3), "zeros_like": (z,), "full_like": (z, 0.0),
+        "lerp": (z, w, 0.3), "add_scaled": (z, w, 0.3), "zeros_like": (z,),
     }  # fmt: skip
     assert set(operands) == {r.name for r in TABLE if r.linear}
     for name, values in operands.items():

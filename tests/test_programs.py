@@ -19,7 +19,7 @@ STEPS = 4
 SIZES = ((4, 3), (5,), ())
 # What the language can say and the torch targets cannot do yet: refused at its place.
 REFUSED = {
-    "param require", "when ndim", "numel", "type",
+    "when ndim", "numel", "type",
     "scalar assign", "step by slot", "slots used step twice",
     "init copy", "init grad2",
 }  # fmt: skip
@@ -123,3 +123,20 @@ def test_what_no_torch_target_can_do_is_refused_at_its_place(name: str, tmp_path
     (diagnostic,) = raised.value.diagnostics
     assert diagnostic.code in (Code.UNSUPPORTED, Code.WRONG_KIND, Code.WRONG_TYPE)
     assert not isinstance(diagnostic.span, str)
+
+
+def test_a_condition_on_the_parameter_is_checked_in_each_group(
+    package: tuple[Any, pipeline.Library],
+) -> None:
+    optimizer = getattr(package[0], class_name("param require"))
+    instance = optimizer([torch.zeros(2, 2, requires_grad=True)])
+    with pytest.raises(ValueError, match="Only vectors and matrices"):
+        optimizer([torch.zeros(2, 2, 2, requires_grad=True)])
+    with pytest.raises(ValueError, match="Only vectors and matrices"):
+        instance.add_param_group({"params": [torch.zeros(1, 1, 1, requires_grad=True)]})
+    assert len(instance.param_groups) == 1
+
+
+def test_a_choice_is_one_of_those_declared(package: tuple[Any, pipeline.Library]) -> None:
+    with pytest.raises(ValueError, match="mode must be one of fast, slow"):
+        getattr(package[0], class_name("choice"))([torch.zeros(1)], mode="other")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optdsl.ir import Assign, If, Let, Ref, Role, Spec, Stmt, expressions, refs, statements
+from optdsl.ir import Assign, If, Let, Ref, Role, Spec, Stmt, reads
 
 
 def drop_unused(spec: Spec) -> Spec:
     while True:
-        read = {r.name for s in statements(spec.body) for e in expressions(s) for r in refs(e)}
+        read = {r.name for r in reads(spec.body)}
         body = _keep(spec.body, read)
         if body == spec.body:
             return spec

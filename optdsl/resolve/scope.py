@@ -24,12 +24,13 @@ GENERATED = frozenset(
     {"self", "params", "grads", "group", "rows", "row", "torch", "math", "optimizer", "closure"}
     | {"defaults", "lr_scheduler", "t", "base_lr", "metric", "last_epoch"}
     | {"number", "map", "zip", "max", "min", "abs", "float", "super", "ValueError"}
-    | {"as_real", "as_real_list", "full_like", "scale_", "set_lr"}
+    | {"as_real", "as_real_list", "dot", "full_like", "max_abs", "scale_", "set_lr"}
 )
 # Names of classes and modules that a generated module imports.
 IMPORTED = frozenset(
     {"any", "classvar", "group", "lrscheduler", "optimizer", "paramst", "rate", "rows", "slot"}
-    | {"tensor", "torch", "lr_scheduler", "__init__"}
+    | {"tensor", "torch", "lr_scheduler", "__init__", "importlib", "getattr", "globals"}
+    | {"type_checking"}
 )
 
 
@@ -62,6 +63,8 @@ def refuse_reserved_definition(name: syntax.Name, log: Log) -> None:
         reason = f"Generated code uses the name '{text}' itself."
     elif text.startswith("_"):
         reason = f"'{text}' begins with '_': such names belong to generated code."
+    elif text == folded:
+        reason = f"The class '{text}' would have the name of its module."
     else:
         return
     hint = f"Choose another name, such as 'My{text.strip('_').title()}'."

@@ -71,7 +71,7 @@ class StatementResolver(MemberResolver):
         if value is None:
             self.scope.broken.add(node.name.text)
         elif free:
-            yield ir.Let(node.name.text, value, kind, node.span)
+            yield ir.Let(node.name.text, _spread(value, kind), kind, node.span)
 
     def _assign(self, node: syntax.AssignStmt) -> Iterator[ir.Stmt]:
         name = node.target
@@ -89,7 +89,7 @@ class StatementResolver(MemberResolver):
             return
         self.unset -= {name.text}
         self.assigned |= {name.text}
-        yield ir.Assign(target, value, operator, node.span)
+        yield ir.Assign(target, _spread(value, target.kind), operator, node.span)
 
     def _refuse_target(self, name: syntax.Name, known: ir.Ref | None) -> None:
         if known is None:
@@ -192,6 +192,14 @@ class StatementResolver(MemberResolver):
             hints=("Choose per element with where(mask, a, b).",),
         )  # fmt: skip
         return None
+
+
+def _spread(value: ir.Expr, kind: Kind) -> ir.Expr:
+    """A number in a name that holds a tensor is a tensor like the parameter."""
+    if kind < Kind.ELEMENTWISE or ir.kind_of(value) >= Kind.ELEMENTWISE:
+        return value
+    param = ir.Ref("param", Role.PARAM, Kind.ELEMENTWISE, span=value.span)
+    return ir.apply("full_like", param, value, span=value.span)
 
 
 def _known(condition: ir.Expr | None, holds: bool) -> frozenset[ir.Expr]:

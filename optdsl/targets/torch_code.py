@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from optdsl import printing
-from optdsl.diagnostics import Code, Diagnostic, SpecError
+from optdsl.diagnostics import unsupported
 from optdsl.ir import (
     Apply,
     Assign,
@@ -21,20 +21,18 @@ from optdsl.ir import (
     Role,
     Spec,
     Stmt,
-    apply,
     expressions,
     is_scalar,
     kind_of,
     map_expr,
     map_stmt,
+    reads,
     refs,
     statements,
 )
 from optdsl.ops import Kind, Type
 from optdsl.passes.complex_views import first_real_statement
 from optdsl.passes.liveness import needed_copies
-from optdsl.passes.lower_descend import PARAM
-from optdsl.source import Span
 from optdsl.targets.layout import comment, indented
 
 Lines = tuple[str, ...]
@@ -42,14 +40,9 @@ Lines = tuple[str, ...]
 CLAMPS = {"max": "clamp_min", "min": "clamp_max"}
 
 
-def unsupported(what: str, span: Span, hint: str = "") -> SpecError:
-    hints = (hint,) if hint else ()
-    return SpecError([Diagnostic(Code.UNSUPPORTED, what, span, hints=hints)])
-
-
 def unpack(spec: Spec) -> Lines:
     """The hyperparameters that the update reads, each under the author's name."""
-    used = {r.name for s in statements(spec.body) for e in expressions(s) for r in refs(e)}
+    used = {r.name for r in reads(spec.body)}
     lines: list[str] = []
     for hyper in spec.hypers:
         lines += _unpack(hyper, used)
@@ -120,13 +113,7 @@ class Writer(ABC):
 
     def scalar_slots(self) -> tuple[str, ...]:
         """The scalar slots that the update reads as numbers."""
-        used = {
-            r.name
-            for s in statements(self.spec.body)
-            for e in expressions(s)
-            for r in refs(e)
-            if r.role is Role.STATE
-        }
+        used = {r.name for r in reads(self.spec.body) if r.role is Role.STATE}
         return tuple(s.name for s in self.spec.states if s.kind is Kind.SCALAR and s.name in used)
 
     def tensor_slots(self) -> tuple[str, ...]:
@@ -193,11 +180,9 @@ class Writer(ABC):
         kind = stmt.kind if isinstance(stmt, Let) else stmt.target.kind
         if kind <= Kind.SCALAR:
             return self.scalar_assignment(name, stmt.value, indent)
-        # A number in a place where another branch has a tensor is a tensor too.
-        value = apply("full_like", PARAM, stmt.value) if is_scalar(stmt.value) else stmt.value
         if stored:
-            return self.store(name, value, indent)
-        lines, fresh = self.bind(name, value, id(stmt) in self.copies, indent)
+            return self.store(name, stmt.value, indent)
+        lines, fresh = self.bind(name, stmt.value, id(stmt) in self.copies, indent)
         self.owned.discard(name)
         if fresh:
             self.owned.add(name)

@@ -165,6 +165,10 @@ class Optimizer(torch.optim.Optimizer):
         """Raise ValueError for a hyperparameter out of its range."""
 
     @staticmethod
+    def check_param(group: Group, param: Tensor) -> None:
+        """Raise ValueError for a parameter that the algorithm cannot update."""
+
+    @staticmethod
     def _single_tensor(group: Group, rows: Rows) -> None:
         raise NotImplementedError
 
@@ -187,12 +191,22 @@ class Optimizer(torch.optim.Optimizer):
                 raise ValueError(f"Tensor {name} must be 1-element")
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group. Its hyperparameters are checked as the constructor's are."""
+        """Add a group. Its hyperparameters are checked as the constructor's are.
+
+        Raises:
+            ValueError: a hyperparameter is out of its range, or a parameter is of a wrong shape.
+        """
         if isinstance(param_group, dict):
             merged = {**self.defaults, **param_group}
             self._check_flags(merged)
             self.check(merged)
         super().add_param_group(param_group)
+        try:
+            for param in self.param_groups[-1]["params"]:
+                self.check_param(self.param_groups[-1], param)
+        except ValueError:
+            del self.param_groups[-1]
+            raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -211,7 +225,14 @@ class Optimizer(torch.optim.Optimizer):
         """Update every parameter that has a gradient.
 
         Args:
-            closure: reevaluates the model and returns the loss, which is returned.
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+            AssertionError: `capturable` on the CPU, in torch's words.
         """
         loss = None
         if closure is not None:
@@ -401,7 +422,8 @@ class Optimizer(torch.optim.Optimizer):
     ) -> dict[str, Any]:
         known = {slot.name: slot for slot in self.slots}
         given = {name: value for name, value in saved.items() if value is not None}
-        required = [s.name for s in self.slots if s.initial and s.exists(group, param)]
+        # A slot with a condition may have been turned on since: it begins at the next step.
+        required = [slot.name for slot in self.slots if slot.initial and slot.when is None]
         missing = [name for name in required if given and name not in given]
         extra = [name for name in given if name not in known]
         if missing or extra:

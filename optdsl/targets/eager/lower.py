@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from optdsl import passes
+from optdsl.diagnostics import unsupported
 from optdsl.ir import Apply, Const, Expr, Ref, Spec, is_scalar, kind_of, type_of
 from optdsl.ops import OPS, Call, Infix, Method, Type
 from optdsl.targets.eager.view import View
-from optdsl.targets.layout import WIDTH, bracketed, broken_assignment, broken_call, indented
+from optdsl.targets.layout import (
+    WIDTH,
+    bracketed,
+    broken_assignment,
+    broken_call,
+    indented,
+    last_bracket,
+)
 from optdsl.targets.torch_code import (
     CLAMPS,
     Lines,
@@ -14,7 +22,6 @@ from optdsl.targets.torch_code import (
     is_tensor,
     mentions,
     unpack,
-    unsupported,
 )
 
 
@@ -72,7 +79,7 @@ class Eager(Writer):
         return self.chain(name, name, steps, indent)
 
     def bind(self, name: str, value: Expr, copy: bool, indent: int) -> tuple[Lines, bool]:
-        if isinstance(value, Ref):
+        if isinstance(value, Ref) and is_tensor(value):
             return (f"{name} = {value.name}{'.clone()' if copy else ''}",), copy
         if name in self.owned:
             steps = self.in_place(name, value)
@@ -122,7 +129,7 @@ class Eager(Writer):
         """The call on the first operand: `lerp_(grad, 1 - beta1)`."""
         spelling = OPS[value.op].torch
         assert isinstance(spelling, Method)
-        arguments = [self.operand(a) for a in value.args[1:]]
+        arguments = [bare(self.operand(a)) for a in value.args[1:]]
         if spelling.scale == "value" and value.args[-1] == Const(1):
             arguments.pop()  # torch's default
         elif spelling.scale:
@@ -135,17 +142,28 @@ class Eager(Writer):
             return self.scalar(expr)
         return self.value(expr) + (f".{AS_NUMBER}" if type_of(expr) is Type.BOOL else "")
 
+    def mask(self, expr: Expr) -> str:
+        """What takes a mask: a condition on numbers is one for all elements."""
+        if is_scalar(expr):
+            return f"torch.tensor({self.scalar(expr)}, device=param.device)"
+        return self.value(expr)
+
     def value(self, expr: Expr) -> str:
+        """A tensor's text; a number becomes a zero-dimensional one."""
         receiver, steps = self.parts(expr)
         return receiver + "".join(f".{s}" for s in steps)
 
     def parts(self, expr: Expr) -> tuple[str, list[str]]:
         """Receiver and calls. Calls on a fresh tensor work in place."""
+        if is_scalar(expr):
+            return f"param.new_tensor({self.scalar(expr)})", []
         match expr:
             case Ref(name=name):
                 return name, []
             case Const():
-                return self.scalar(expr), []
+                raise AssertionError("a literal is a number")
+            case Apply(op="full_like", args=(_, value)) if is_tensor(value):
+                return self.value(value), ["expand_as(param)", "clone()"]
             case Apply(op="rdiv", args=(scale, divisor)):
                 receiver, steps = self.parts(divisor)
                 return receiver, [
@@ -160,10 +178,10 @@ class Eager(Writer):
             ):
                 # torch.where would give two numbers the default dtype, not the parameter's.
                 start = f"param.new_tensor({self.scalar(then)})"
-                return f"{start}.where({self.value(mask)}, {self.scalar(other)})", []
+                return f"{start}.where({bare(self.mask(mask))}, {self.scalar(other)})", []
             case Apply(op="where", args=(mask, then, orelse)):
-                items = ", ".join((self.value(mask), self.operand(then), self.operand(orelse)))
-                return f"torch.where({items})", []
+                items = (self.mask(mask), self.operand(then), self.operand(orelse))
+                return f"torch.where({', '.join(map(bare, items))})", []
             case Apply(args=(receiver, *_)) if self.has_method(expr):
                 text, steps = self.parts(receiver)
                 steps = [*steps, AS_NUMBER] if type_of(receiver) is Type.BOOL else steps
@@ -185,7 +203,9 @@ class Eager(Writer):
         """Reductions, comparisons and logic: no in-place form."""
         spelling = OPS[op].torch
         logical = OPS[op].operands[0] is Type.BOOL
-        first, *rest = (self.value(a) if logical else self.operand(a) for a in args)
+        first, *rest = (self.mask(a) if logical else self.operand(a) for a in args)
+        if not isinstance(spelling, Infix):
+            rest = list(map(bare, rest))
         match spelling:
             case Method(name=name) if is_scalar(args[0]):
                 return f"torch.{name}({', '.join((first, *rest))})"
@@ -202,3 +222,9 @@ class Eager(Writer):
 def keeps_shape(value: Apply) -> bool:
     """Whether the result fits into the first operand: a norm times a tensor does not."""
     return kind_of(value.args[0]) == value.kind
+
+
+def bare(text: str) -> str:
+    """An argument needs no parentheses of its own."""
+    wrapped = text.startswith("(") and text.endswith(")") and last_bracket(text) == 0
+    return text[1:-1] if wrapped else text

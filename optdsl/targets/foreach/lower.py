@@ -87,7 +87,7 @@ class Foreach(Writer):
 
     def bind(self, name: str, value: Expr, copy: bool, indent: int) -> tuple[Lines, bool]:
         target = self.many(name)
-        if isinstance(value, Ref):
+        if isinstance(value, Ref) and is_tensor(value):
             other = self.many(value.name)
             text = f"[tensor.clone() for tensor in {other}]" if copy else other
             return (f"{target} = {text}",), copy
@@ -164,7 +164,7 @@ class Foreach(Writer):
     def value(self, expr: Expr) -> str:
         """A list's text, in nested calls."""
         match expr:
-            case Ref():
+            case Ref() if is_tensor(expr):
                 return self.many(expr.name)
             case Apply(args=(receiver, *_)) if self.has_call(expr) and is_tensor(receiver):
                 return self.call(expr, self.value(receiver), in_place=False)

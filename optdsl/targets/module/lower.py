@@ -26,7 +26,7 @@ from optdsl.ops import Kind
 from optdsl.targets import eager, foreach, latex, triton
 from optdsl.targets.layout import WIDTH, bracketed, broken_assignment, indented
 from optdsl.targets.module.view import View
-from optdsl.targets.torch_code import Lines, unsupported
+from optdsl.targets.torch_code import Lines
 
 FLAG_TYPES = {
     "foreach": ("bool | None", "None"),
@@ -59,6 +59,7 @@ def lower(spec: Spec) -> View:
         parameters=tuple(_parameter(spec, name) for name in spec.signature),
         construction=indented(_forward(spec) if derived else _defaults(spec), 2),
         checks=() if derived else indented(_checks(spec), 2),
+        param_checks=() if derived else indented(_param_checks(spec), 2),
     )
 
 
@@ -180,22 +181,42 @@ def _forward(spec: Spec) -> Lines:
 
 
 def _checks(spec: Spec) -> Iterator[str]:
-    used = {r.name for require in spec.requires for r in refs(require.condition)}
-    used |= {n for r in spec.requires for n in _placeholders(spec, r.message)}
+    about_group = [r for r in spec.requires if not _about_param(r)]
+    used = {r.name for require in about_group for r in refs(require.condition)}
+    used |= {n for r in about_group for n in _placeholders(spec, r.message)}
     for hyper in spec.hypers:
         if used & set(hyper.components):
             names = ", ".join(c if c in used else "_" for c in hyper.components)
             yield f'{names} = group["{hyper.name}"]'
         elif hyper.name in used:
             yield f'{hyper.name} = group["{hyper.name}"]'
+    for hyper in spec.hypers:
+        if hyper.type.choices:
+            choices = ", ".join(f'"{c}"' for c in hyper.type.choices)
+            yield f'if group["{hyper.name}"] not in ({choices}):'
+            message = f"{hyper.name} must be one of {', '.join(hyper.type.choices)}"
+            yield from indented((f'raise ValueError("{message}")',))
     for require in spec.requires:
-        yield from _check(spec, require)
+        if not _about_param(require):
+            yield from _check(spec, require)
+
+
+def _about_param(require: Require) -> bool:
+    return any(r.role is Role.PROPERTY for r in refs(require.condition))
+
+
+def _param_checks(spec: Spec) -> Iterator[str]:
+    """The conditions on each parameter, which may also read the group."""
+    for require in spec.requires:
+        if _about_param(require):
+            yield from _check(spec, require)
 
 
 def _check(spec: Spec, require: Require) -> Lines:
-    if any(r.role is Role.PROPERTY for r in refs(require.condition)):
-        raise unsupported("Conditions on the parameter are not supported yet.", require.span)
-    failed = printing.show(apply("not", require.condition), printing.host)
+    if _about_param(require):
+        failed = _in_group(apply("not", require.condition), wrap=False)
+    else:
+        failed = printing.show(apply("not", require.condition), printing.host)
     text = require.message.replace("\\", "\\\\").replace('"', '\\"')
     prefix = "f" if _placeholders(spec, require.message) else ""
     error = f'raise ValueError({prefix}"{text}")'
@@ -205,7 +226,7 @@ def _check(spec: Spec, require: Require) -> Lines:
 
 
 def _placeholders(spec: Spec, message: str) -> list[str]:
-    names = {n for h in spec.hypers for n in (h.name, *h.components)}
+    names = [n for h in spec.hypers for n in (h.name, *h.components)]
     return [n for n in names if f"{{{n}}}" in message]
 
 
@@ -280,14 +301,14 @@ def _documentation(spec: Spec) -> Lines:
     """A docstring's lines: the first one stands behind the quotes."""
     first, *rest = textwrap.wrap(spec.doc or f"{spec.name}.", WIDTH - 8)
     lines = [*rest, "", "Args:"]
-    lines += indented(_argument("params", "iterable", "parameters, or groups of them"))
+    what = "floating-point or complex parameters with dense gradients, or groups of them"
+    lines += indented(_argument("params", "iterable", what))
     for name in spec.signature:
         if name != "*":
             lines += indented(_describe(spec, name))
     errors = [r.message for r in spec.requires if _subject(spec, r) is None]
-    if errors:
-        lines += ["", "Raises:"]
-        lines += indented(textwrap.wrap(f"ValueError: {'; '.join(errors)}.", WIDTH - 12))
+    raises = "; ".join(["ValueError: an argument is out of its range", *errors])
+    lines += ["", "Raises:", *indented(textwrap.wrap(f"{raises}.", WIDTH - 12))]
     lines += ["", ".. math::", "", *indented(latex.equations(spec))]
     if spec.cites:
         lines += ["", "References:"]

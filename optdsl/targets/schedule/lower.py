@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import assert_never
 
 from optdsl import printing
-from optdsl.diagnostics import Code, Diagnostic, SpecError
+from optdsl.diagnostics import SpecError, unsupported
 from optdsl.ir import (
     Apply,
     Assign,
@@ -28,12 +28,12 @@ from optdsl.ir import (
     Stmt,
     apply,
     expressions,
+    reads,
     refs,
     statements,
     walk,
 )
 from optdsl.ops import OPS, Infix
-from optdsl.source import Span
 from optdsl.targets import latex
 from optdsl.targets.layout import INDENT, WIDTH, indented
 from optdsl.targets.schedule.view import View
@@ -71,10 +71,6 @@ def lower(schedule: Schedule) -> View:
         update=writer.update(),
     )
     return replace(view, imports=_imports(view))
-
-
-def unsupported(what: str, span: Span, hint: str) -> SpecError:
-    return SpecError([Diagnostic(Code.UNSUPPORTED, what, span, hints=(hint,))])
 
 
 def _base(schedule: Schedule) -> str:
@@ -325,7 +321,7 @@ class _Writer:
 
     def update(self) -> Lines:
         """The body of the method that takes a metric."""
-        used = [r for s in statements(self.schedule.body) for e in expressions(s) for r in refs(e)]
+        used = list(reads(self.schedule.body))
         lets = needed(self.schedule.lets, used)
         return self.block((*lets, *self.schedule.body), 0)
 
@@ -399,7 +395,7 @@ class _Writer:
 
     def loop(self, body: tuple[Stmt, ...], indent: int) -> Lines:
         made = {s.name for s in statements(body) if isinstance(s, Let)}
-        read = [r for s in statements(body) for e in expressions(s) for r in refs(e)]
+        read = list(reads(body))
         for ref in read:
             if ref.role is Role.LOCAL and ref.name in self.varying - made:
                 raise unsupported(
@@ -527,6 +523,6 @@ def _form_equations(schedule: Schedule, form: Expr | None) -> Lines:
 def _update_equations(schedule: Schedule) -> Lines:
     if not schedule.body:
         return ()
-    used = [r for s in statements(schedule.body) for e in expressions(s) for r in refs(e)]
+    used = list(reads(schedule.body))
     lets = needed(schedule.lets, used)
     return latex.aligned(latex.statements((*lets, *schedule.body), _symbols(schedule, r"\eta")))

@@ -28,6 +28,7 @@ from optdsl.ir import (
     kind_of,
     map_expr,
     map_stmt,
+    reads,
     refs,
     statements,
     type_of,
@@ -213,13 +214,12 @@ class _Lowering:
                     continue
                 case _:
                     kept.append(stmt)
-            inside = (stmt, *statements((stmt,)))
-            needed |= {r.name for s in inside for e in expressions(s) for r in refs(e)}
+            needed |= {r.name for r in reads((stmt,))}
         return tuple(reversed(kept))
 
     @cached_property
     def inputs(self) -> tuple[_Input, ...]:
-        used = {r.name for s in statements(self.program) for e in expressions(s) for r in refs(e)}
+        used = {r.name for r in reads(self.program)}
         used |= set(self.columns)
         found = [i for h in self.spec.hypers for i in _hyper_inputs(h, used)]
         if "param.ndim" in used:

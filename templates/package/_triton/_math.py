@@ -132,3 +132,9 @@ def either(x, y):
 def negation(x):
     """Logical not."""
     return x == 0
+
+
+@triton.jit
+def full_like(x, value):
+    """A tensor of the shape and dtype of `x`, filled."""
+    return tl.zeros_like(x) + value

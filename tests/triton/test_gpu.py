@@ -1,0 +1,50 @@
+"""The fused kernels on a real GPU, against the for-loop on the CPU. Deselected where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import generated
+import pytest
+import torch
+
+pytestmark = pytest.mark.gpu
+SIZES = ((), (0,), (7,), (513,), (64, 65), (4096,))
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1},
+    "Adam": {"lr": 1e-2, "weight_decay": 0.1, "amsgrad": True},
+    "AdamW": {"lr": 1e-2, "weight_decay": 0.1},
+    "RMSprop": {"lr": 1e-2, "momentum": 0.9, "centered": True},
+    "Adagrad": {"lr": 1e-2, "lr_decay": 0.1},
+}
+# The CPU rounds after each operation in 16-bit types, the kernel once at the end.
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-4, "atol": 1e-6},
+    torch.float64: {"rtol": 1e-10, "atol": 1e-12},
+    torch.bfloat16: {"rtol": 3e-2, "atol": 3e-2},
+}
+
+
+def trained(name: str, device: str, dtype: torch.dtype, **flags: Any) -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(0)
+    params = [
+        torch.randn(size, generator=random).to(device, dtype).requires_grad_() for size in SIZES
+    ]
+    optimizer = getattr(generated, name)(
+        [{"params": params[:3]}, {"params": params[3:], "lr": 3e-3}], **ARGUMENTS[name], **flags
+    )
+    for _ in range(10):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=random).to(device, dtype)
+        optimizer.step()
+    return [param.detach().cpu() for param in params]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_fused_kernel_follows_the_for_loop(name: str, dtype: torch.dtype) -> None:
+    expected = trained(name, "cpu", dtype, foreach=False)
+    for flags in ({"fused": True}, {"fused": True, "capturable": True}, {"foreach": True}):
+        found = trained(name, "cuda", dtype, **flags)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, **TOLERANCE[dtype])
