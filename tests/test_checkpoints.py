@@ -551,3 +551,20 @@ def test_a_tensor_lr_is_saved_and_loaded_as_a_tensor_of_its_own() -> None:
     loaded = optimizer.param_groups[0]["lr"]
     assert torch.equal(loaded, lr)
     assert loaded is not saved["param_groups"][0]["lr"]
+
+
+def test_checkpoint_from_before_an_option_was_turned_on_loads() -> None:
+    params = [torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)]
+    optimizer = generated.Adam(params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    optimizer.param_groups[0]["amsgrad"] = True
+    params[1].grad = None
+    optimizer.step()
+    resumed = generated.Adam([p.detach().clone().requires_grad_() for p in params])
+    resumed.load_state_dict(optimizer.state_dict())
+    for param in resumed.param_groups[0]["params"]:
+        param.grad = torch.ones_like(param)
+    resumed.step()
+    assert all("max_exp_avg_sq" in state for state in resumed.state.values())

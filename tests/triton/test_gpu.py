@@ -1,12 +1,13 @@
-"""The fused kernels on a real GPU, against the for-loop on the CPU. Deselected where there is none."""
+"""The fused kernels on a real GPU, against the for-loop on the CPU; deselected without one."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import generated
 import pytest
 import torch
+
+import generated
 
 pytestmark = pytest.mark.gpu
 SIZES = ((), (0,), (7,), (513,), (64, 65), (4096,))
