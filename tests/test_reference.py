@@ -386,3 +386,22 @@ def assert_close(actual: Tensor, expected: Any, options: Any) -> None:
     np.testing.assert_allclose(
         actual.detach().numpy(), expected, rtol=0, atol=bound, err_msg=str(options)
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("foreach", [False, True])
+def test_gradients_in_another_layout_than_their_parameter_give_torchs_bits(
+    foreach: bool, dtype: torch.dtype
+) -> None:
+    def trained(module: Any, **flags: Any) -> Tensor:
+        random = torch.Generator().manual_seed(0)
+        shape = (2, 8, 5, 5)
+        param = torch.randn(shape, generator=random).to(dtype, memory_format=torch.channels_last)
+        param.requires_grad_()
+        optimizer = module.SGD([param], lr=0.1, momentum=0.9, weight_decay=0.1, **flags)
+        for _ in range(5):
+            param.grad = torch.randn(shape, generator=random).to(dtype)
+            optimizer.step()
+        return param
+
+    assert torch.equal(trained(generated, foreach=foreach), trained(torch.optim, foreach=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -335,6 +336,9 @@ def check_defaults(
             value = evaluate(expr, {n: d.value for n, d in defaults.items()})
         except KeyError:
             continue  # it reads a required hyperparameter, or one in error
+        if _overflows(expr, value):
+            log.error(Code.NUMBER_RANGE, f"This default is {value}.", expr.span)
+            continue
         defaults[name] = _Default(value, expr.span)
     for require in requires:
         if not set(require.hypers) <= set(defaults):
@@ -343,6 +347,13 @@ def check_defaults(
             continue  # it speaks of a parameter that is not there yet
         if not evaluate(require.condition, {n: d.value for n, d in defaults.items()}):
             _refuse_defaults(require, defaults, definition, log)
+
+
+def _overflows(expr: ir.Expr, value: float) -> bool:
+    """Whether arithmetic left the finite numbers: `1 / 0`, but not `-inf`."""
+    asked = any(isinstance(e, ir.Const) and e.symbol == "inf" for e in ir.walk(expr))
+    number = isinstance(expr, ir.Apply) and ir.type_of(expr) is Type.NUMBER
+    return number and not asked and not math.isfinite(value)
 
 
 def _default_values(

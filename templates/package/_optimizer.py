@@ -301,7 +301,7 @@ class Optimizer(torch.optim.Optimizer):
                 and slot.exists(group, param)
             )
             values = [
-                torch.empty_like(param)
+                torch.empty_like(grad, dtype=param.dtype)
                 if slot.name in unset
                 else state.get(slot.name)
                 if slot.exists(group, param)
