@@ -18,8 +18,16 @@ def bracketed(head: str, items: Sequence[str], tail: str, indent: int) -> tuple[
     line = f"{head}{', '.join(items)}{tail}"
     if indent + len(line) <= WIDTH:
         return (line,)
-    inner = (line for item in items for line in broken_list(f"{item},", indent + len(INDENT)))
+    inner = (line for item in items for line in _item(item, indent + len(INDENT)))
     return (head, *indented(inner), tail)
+
+
+def _item(text: str, indent: int) -> tuple[str, ...]:
+    """A bracket's item with its comma, itself broken where it is too long."""
+    if indent + len(text) + 1 <= WIDTH:
+        return (f"{text},",)
+    *lines, last = broken_call(text, indent)
+    return (*lines, f"{last},")
 
 
 def comment(text: str) -> str:
@@ -28,12 +36,14 @@ def comment(text: str) -> str:
 
 
 def broken_list(line: str, indent: int) -> tuple[str, ...]:
-    """A line with a list comprehension, with that in three lines if it is too long."""
+    """A line with a list comprehension, with that on lines of its own if it is too long."""
     before, opening, inside = line.partition("[")
     body, closing, after = inside.rpartition("]")
     element, loop, names = body.partition(" for ")
     if indent + len(line) <= WIDTH or not (opening and closing and loop):
         return (line,)
+    if indent + len(INDENT) + len(body) <= WIDTH:
+        return (before + opening, INDENT + body, closing + after)
     return (before + opening, INDENT + element, INDENT + loop.lstrip() + names, closing + after)
 
 
@@ -44,6 +54,9 @@ def broken_call(line: str, indent: int) -> tuple[str, ...]:
     if indent + len(line) <= WIDTH or not line.endswith(")"):
         return (line,)
     start = last_bracket(line)
+    if not (line[start - 1].isalnum() or line[start - 1] == "_"):
+        # It only groups: a comma would make a tuple of it.
+        return (line[: start + 1], INDENT + line[start + 1 : -1], ")")
     return bracketed(line[: start + 1], arguments(line[start + 1 : -1]), ")", indent)
 
 

@@ -89,6 +89,7 @@ class Eager(Writer):
             # A line per call would replace, in the first, what the others read.
             return broken_call(f"{name} = {self.value(value)}", indent), True
         receiver, steps = self.parts(value)
+        receiver = receiver if steps else bare(receiver)
         return self.chain(name, receiver, steps, indent, bind=True), True
 
     def chain(

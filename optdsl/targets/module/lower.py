@@ -90,9 +90,11 @@ def _imports(spec: Spec) -> Lines:
         module: [n for n in names if re.search(rf"\b{n}\b", text)]
         for module, names in RUNTIME.items()
     }
-    used["_optimizer"] = ["Group", "Optimizer", "Rows", "Slot", *used["_optimizer"]]
+    classes = ["Group", "Optimizer", "Rows", *(["Slot"] if spec.states else [])]
+    used["_optimizer"] = [*classes, *used["_optimizer"]]
     lines = ["import math", ""] if re.search(r"\bmath\.", text) else []
-    lines += ["import torch", "from torch import Tensor"]
+    lines += ["import torch"] if re.search(r"\btorch\.", text) else []
+    lines += ["from torch import Tensor"]
     lines += ["from torch.optim.optimizer import ParamsT", ""]
     for module, names in used.items():
         if names:
@@ -263,8 +265,7 @@ def _slot(state: State) -> Lines:
     if state.when is not None:
         items.append(f"when=lambda group, param: {_in_group(state.when, wrap=False)}")
     items += ["eager=True"] if state.eager else []
-    lines = bracketed("Slot(", items, ")", 8)
-    return (*lines[:-1], lines[-1] + ",")
+    return bracketed("Slot(", items, "),", 8)
 
 
 def _in_group(expr: Expr, wrap: bool) -> str:
