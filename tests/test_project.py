@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Absolute only: neither `$HOME/work/` nor a web address with such a folder counts.
+# Absolute only: a folder of such a name below another one, or in a web address, does not count.
 MACHINE_PATH = re.compile(r"(?<![\w.~$})-])/(home|root|work|Users)/")
 
 
