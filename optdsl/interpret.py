@@ -68,7 +68,18 @@ def step(
     grad: np.ndarray[Any, np.dtype[np.float64]],
     state: Mapping[str, Value] | None = None,
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], dict[str, Value]]:
-    """One update of one parameter: the new parameter and the new slots. `state` None: the first."""
+    """One update of one parameter: the new parameter and the new slots.
+
+    Args:
+        spec: as resolved, or after any pass.
+        hypers: every hyperparameter and option by name; a tuple such as `betas` as one value.
+        param: float64, of any shape.
+        grad: float64, of the parameter's shape.
+        state: the slots that the last update gave; None for the first update.
+
+    Raises:
+        KeyError: a hyperparameter is missing.
+    """
     names: Environment = dict(hypers)
     for hyper in spec.hypers:
         if hyper.components:

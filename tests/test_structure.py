@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import dataclasses
 import importlib
 import typing
@@ -238,7 +237,3 @@ def test_names_that_generated_schedules_use_are_refused_in_specs(path: Path) -> 
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     free = {name for f in functions for name in free_names(f)}
     assert free <= GENERATED | PYTHON | set(MEANINGS) | ScheduleResolver.TAKEN
-
-
-def test_names_that_are_refused_are_few_beside_those_of_python() -> None:
-    assert len(GENERATED & set(dir(builtins))) < 12
