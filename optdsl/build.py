@@ -94,39 +94,28 @@ def _unit_files(unit: Unit, command: str) -> dict[PurePosixPath, str]:
 
 def _package_files(library: Library, command: str) -> dict[PurePosixPath, str]:
     """The `__init__` modules, which import an algorithm when it is first asked for."""
-    sources = [u.source for u in library.units]
-    exports = {
-        kind: tuple(
-            Export(u.name, u.name.lower())
-            for u in sorted(library.units, key=lambda u: _export_order(u.name))
-            if isinstance(u, kind)
-        )
-        for kind in (Spec, Schedule)
-    }
-    subpackages = (SCHEDULES,) if exports[Schedule] else ()
-    head = header(sources, command)
+    optimizers = [u for u in library.units if isinstance(u, Spec)]
+    schedules = [u for u in library.units if isinstance(u, Schedule)]
+    subpackages = (SCHEDULES,) if schedules else ()
+    head = header([u.source for u in library.units], command)
+    view = _package("Optimizers and learning-rate schedules.", optimizers, subpackages)
     files = {
-        PurePosixPath("__init__.py"): head
-        + render(
-            "package.py.jinja",
-            _package("Optimizers and learning-rate schedules.", exports[Spec], subpackages),
-        ),
+        PurePosixPath("__init__.py"): head + render("package.py.jinja", view),
         PurePosixPath("py.typed"): head,
     }
-    if exports[Schedule]:
-        view = _package("Learning-rate schedules.", exports[Schedule], ())
+    if schedules:
+        head = header([u.source for u in schedules], command)
+        view = _package("Learning-rate schedules.", schedules, ())
         files[python_path(SCHEDULES, "__init__")] = head + render("package.py.jinja", view)
     return files
 
 
-def _package(
-    summary: str, exports: tuple[Export, ...], subpackages: tuple[str, ...]
-) -> PackageView:
-    public = (*(e.name for e in exports), *subpackages)
+def _package(summary: str, units: Sequence[Unit], subpackages: tuple[str, ...]) -> PackageView:
+    names = sorted((u.name for u in units), key=_export_order)
+    exports = tuple(Export(name, name.lower()) for name in names)
     imports = tuple(sorted(exports, key=lambda e: e.module))
-    return PackageView(
-        summary, exports, imports, subpackages, repr(subpackages).replace("'", '"'), public
-    )
+    listed = repr(subpackages).replace("'", '"')
+    return PackageView(summary, exports, imports, subpackages, listed, (*names, *subpackages))
 
 
 def _export_order(name: str) -> tuple[bool, str]:
