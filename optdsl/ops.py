@@ -237,3 +237,5 @@ BINARY: dict[str, Op] = {op.source.symbol: op for op in TABLE if isinstance(op.s
 LEVELS: dict[str, Level] = {
     op.source.symbol: op.source.level for op in TABLE if isinstance(op.source, Infix)
 }
+# How specs write a binary operator.
+SYMBOLS: dict[str, str] = {op.name: symbol for symbol, op in BINARY.items()}

@@ -9,6 +9,7 @@ from typing import assert_never
 from optdsl.ir import Apply, Assign, Const, Descend, Expr, If, Let, Ref, Spec, Stmt
 from optdsl.ops import (
     OPS,
+    SYMBOLS,
     Call,
     Command,
     Conditional,
@@ -80,7 +81,7 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
     if chain is not None:
         first, second = chain[1], chain[3]
         texts = [_fit(_show(e, column, leaf), Level.SUM) for e in (chain[0], chain[2], chain[4])]
-        signs = [getattr(OPS[op].source, "symbol", "") for op in (first, second)]
+        signs = [SYMBOLS[op] for op in (first, second)]
         return f"{texts[0]} {signs[0]} {texts[1]} {signs[1]} {texts[2]}", Level.COMPARE
     spelling = column(OPS[expr.op])
     parts = [_show(a, column, leaf) for a in expr.args]
@@ -179,7 +180,7 @@ def _statement(stmt: Stmt, indent: str) -> Iterator[str]:
         case Let(name=name, value=value):
             yield f"{indent}let {name} = {show_source(value)}"
         case Assign(target=target, value=value, operator=operator):
-            sign = getattr(OPS[operator].source, "symbol", "") if operator else ""
+            sign = SYMBOLS[operator] if operator else ""
             yield f"{indent}{target.name} {sign}= {show_source(value)}"
         case Descend(value=value):
             yield f"{indent}descend {show_source(value)}"

@@ -30,7 +30,7 @@ from optdsl.ir import (
     refs,
     statements,
 )
-from optdsl.ops import Kind, Type
+from optdsl.ops import SYMBOLS, Kind, Type
 from optdsl.passes.complex_views import first_real_statement
 from optdsl.passes.liveness import needed_copies
 from optdsl.targets.layout import comment, indented
@@ -88,9 +88,11 @@ class Writer(ABC):
                 slot.span,
                 "Slots that are numbers can be advanced with += or *= by hyperparameters.",
             )
-        symbol = {"add": "+", "sub": "-", "mul": "*", "div": "/"}[slot.operator]
         value = self.scalar(slot.value)
-        return (comment(slot.span.text), f'rows.vectors["{slot.target.name}"] {symbol}= {value}')
+        return (
+            comment(slot.span.text),
+            f'rows.vectors["{slot.target.name}"] {SYMBOLS[slot.operator]}= {value}',
+        )
 
     def advances(self) -> Lines:
         """The changes of scalar slots, which come first: nothing has read them yet."""

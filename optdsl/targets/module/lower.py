@@ -10,7 +10,6 @@ from optdsl import printing
 from optdsl.ir import (
     FLAGS,
     Apply,
-    Base,
     Const,
     Expr,
     Hyper,
@@ -23,9 +22,10 @@ from optdsl.ir import (
     refs,
 )
 from optdsl.ops import Kind
-from optdsl.targets import eager, foreach, latex, triton
+from optdsl.targets import eager, foreach, latex, signature, triton
 from optdsl.targets.layout import WIDTH, bracketed, broken_assignment, indented
 from optdsl.targets.module.view import View
+from optdsl.targets.signature import TYPES, is_dependent
 from optdsl.targets.torch_code import Lines
 
 FLAG_TYPES = {
@@ -42,7 +42,6 @@ FLAG_DOCS = {
     "differentiable": "not supported: True raises RuntimeError",
     "fused": "update all tensors in one kernel",
 }
-TYPES = {Base.REAL: "float", Base.INT: "int", Base.BOOL: "bool", Base.TEXT: "str"}
 
 
 def lower(spec: Spec) -> View:
@@ -117,7 +116,7 @@ def _parameter(spec: Spec, name: str) -> str:
         annotation, default = FLAG_TYPES[name]
         return f"{name}: {annotation} = {default}"
     hyper = _hyper(spec, name)
-    value = _default(hyper)
+    value = signature.default(hyper)
     return f"{name}: {_annotation(hyper)}" + (f" = {value}" if value is not None else "")
 
 
@@ -130,36 +129,13 @@ def _annotation(hyper: Hyper) -> str:
         return f"tuple[{', '.join('float | Tensor' for _ in hyper.components)}]"
     base = TYPES[hyper.type.base]
     base = "float | Tensor" if base == "float" else base
-    return f"{base} | None" if hyper.type.optional or _is_dependent(hyper) else base
-
-
-def _default(hyper: Hyper) -> str | None:
-    """The literal as typed, so that signatures read like the spec."""
-    if hyper.literal is None:
-        return None
-    if hyper.components:
-        return f"({', '.join(_literal(p) for p in hyper.parts)})"
-    assert hyper.default is not None
-    return "None" if _is_dependent(hyper) else _literal(hyper.default)
-
-
-def _is_dependent(hyper: Hyper) -> bool:
-    """Whether the default reads other arguments: None then stands for it in the signature."""
-    return hyper.default is not None and any(True for _ in refs(hyper.default))
-
-
-def _literal(value: Expr) -> str:
-    match value:
-        case Const(symbol="", span=span) if span.text and not isinstance(value.value, bool):
-            return span.text
-        case _:
-            return printing.show(value, printing.host)
+    return f"{base} | None" if hyper.type.optional or is_dependent(hyper) else base
 
 
 def _defaults(spec: Spec) -> Lines:
     names = [n for n in spec.signature if n != "*"]
     entries = [f'"{n}": {n}' for n in names]
-    dependent = [h for h in spec.hypers if _is_dependent(h)]
+    dependent = [h for h in spec.hypers if is_dependent(h)]
     return (
         *(line for h in dependent for line in _resolve(h)),
         *bracketed("defaults = {", entries, "}", 8),
@@ -327,7 +303,7 @@ def _describe(spec: Spec, name: str) -> Lines:
         for r in spec.requires
         if _subject(spec, r) == name
     ]
-    value = _default(hyper)
+    value = signature.default(hyper)
     words = [", ".join(hyper.components)] if hyper.components else []
     words += [", ".join(conditions)] if conditions else []
     words += [f"Default: {value}"] if value is not None else ["Required"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,7 +13,6 @@ from optdsl.diagnostics import SpecError, unsupported
 from optdsl.ir import (
     Apply,
     Assign,
-    Base,
     Const,
     Descend,
     Expr,
@@ -33,14 +31,14 @@ from optdsl.ir import (
     statements,
     walk,
 )
-from optdsl.ops import OPS, Infix
-from optdsl.targets import latex
+from optdsl.ops import OPS, SYMBOLS, Infix
+from optdsl.targets import latex, signature
 from optdsl.targets.layout import INDENT, WIDTH, indented
 from optdsl.targets.schedule.view import View
+from optdsl.targets.signature import TYPES, is_dependent
 
 Lines = tuple[str, ...]
 
-TYPES = {Base.REAL: "float", Base.INT: "int", Base.BOOL: "bool", Base.TEXT: "str"}
 # A method's body stands this deep.
 BODY = 8
 LAST_EPOCH = "last_epoch (int): the epoch to resume behind. Default: -1, a new schedule."
@@ -108,34 +106,11 @@ def _annotation(hyper: Hyper) -> str:
         base = f"Literal[{', '.join(_quoted(c) for c in hyper.type.choices)}]"
     if hyper.type.per_group:
         base = f"{base} | list[{base}]"
-    return f"{base} | None" if hyper.type.optional or _is_derived(hyper) else base
-
-
-def _is_derived(hyper: Hyper) -> bool:
-    """Whether the default reads other hyperparameters."""
-    return hyper.default is not None and any(refs(hyper.default))
-
-
-def _default(hyper: Hyper) -> str | None:
-    if hyper.components:
-        return f"({', '.join(map(_literal, hyper.parts))})"
-    if _is_derived(hyper):
-        return "None"
-    return None if hyper.default is None else _literal(hyper.default)
-
-
-def _literal(value: Expr) -> str:
-    """A number as the author typed it, in the formatter's spelling: .5E+3 -> 0.5e3"""
-    match value:
-        case Const(value=float(), symbol="", span=span) if span.text:
-            text = span.text.lower().replace("e+", "e")
-            return re.sub(r"(?<!\d)\.", "0.", re.sub(r"\.(?!\d)", ".0", text))
-        case _:
-            return printing.show(value, printing.host)
+    return f"{base} | None" if hyper.type.optional or is_dependent(hyper) else base
 
 
 def _parameter(hyper: Hyper) -> str:
-    default = _default(hyper)
+    default = signature.default(hyper)
     return f"{hyper.name}: {_annotation(hyper)}" + ("" if default is None else f" = {default}")
 
 
@@ -146,7 +121,7 @@ def _construction(schedule: Schedule) -> Lines:
         name = hyper.name
         if hyper.type.per_group:
             given.append(f"{name}={name}")
-        elif _is_derived(hyper) and hyper.default is not None:
+        elif is_dependent(hyper) and hyper.default is not None:
             other = printing.show(hyper.default, printing.host)
             lines.append(f"self.{name} = {other} if {name} is None else {name}")
         else:
@@ -425,7 +400,7 @@ class _Writer:
             case Assign(target=target, value=value, operator=""):
                 return self.assign(self.names.get(target.name, target.name), value, indent)
             case Assign(target=target, value=value, operator=operator):
-                symbol = getattr(OPS[operator].host, "symbol", "")
+                symbol = SYMBOLS[operator] if operator else ""
                 return self.line(f"{self.names[target.name]} {symbol}= ", value, indent)
             case If():
                 return self.branch(stmt, indent, "if")
@@ -496,7 +471,7 @@ def _argument(schedule: Schedule, hyper: Hyper) -> Lines:
     words = [", ".join(hyper.components)] if hyper.components else []
     words += ["One for all groups, or a list"] if hyper.type.per_group else []
     words += [" and ".join(conditions)] if conditions else []
-    default = hyper.literal if _is_derived(hyper) else _default(hyper)
+    default = hyper.literal if is_dependent(hyper) else signature.default(hyper)
     words.append("Required" if default is None else f"Default: {default}")
     text = f"{hyper.name} ({_annotation(hyper)}): {'. '.join(words)}."
     return tuple(textwrap.wrap(text, WIDTH - 8, subsequent_indent=INDENT))

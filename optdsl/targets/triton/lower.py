@@ -34,9 +34,16 @@ from optdsl.ir import (
     type_of,
     walk,
 )
-from optdsl.ops import Kind, Type
+from optdsl.ops import SYMBOLS, Kind, Type
 from optdsl.printing import Unspellable
-from optdsl.targets.layout import WIDTH, bracketed, broken_call, comment, indented
+from optdsl.targets.layout import (
+    WIDTH,
+    bracketed,
+    broken_assignment,
+    broken_call,
+    comment,
+    indented,
+)
 from optdsl.targets.triton.view import Entry, Lines, Tensor, View
 
 # What a kernel of one pass over the elements can compute.
@@ -272,7 +279,7 @@ class _Lowering:
     def addresses(self) -> Lines:
         """All addresses in one number, whose last bits say whether each is aligned."""
         names = [f"{t.name}_at" for t in self.tensors()]
-        lines = _fitted("addresses = ", " | ".join(names), 4)
+        lines = broken_assignment("addresses", " | ".join(names), 4)
         if max(map(len, lines)) + 4 > WIDTH:
             first, *others = names
             lines = (lines[0], *indented((first, *(f"| {name}" for name in others))), lines[-1])
@@ -400,7 +407,7 @@ def _load(slot: str, condition: str) -> Lines:
     place = f"_math.pointer({name}_at, {_type(slot)}, ALIGNED) + offset + lanes"
     value = f"tl.load({name}_at, mask=mask, other=0.0).to(COMPUTE)"
     indent = 8 if condition else 4
-    lines = (*_fitted(f"{name}_at = ", place, indent), f"{name} = {value}")
+    lines = (*broken_assignment(f"{name}_at", place, indent), f"{name} = {value}")
     return _under(condition, lines)
 
 
@@ -413,16 +420,7 @@ def _under(condition: str, lines: Lines) -> Lines:
     return (f"if {condition}:", *indented(lines)) if condition else lines
 
 
-def _fitted(head: str, value: str, indent: int) -> Lines:
-    """An assignment, its value in parentheses on a line of its own if the line is too long."""
-    if indent + len(head) + len(value) <= WIDTH:
-        return (head + value,)
-    return (f"{head}(", *indented((value,)), ")")
-
-
 # The scalar program, twice
-
-SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
 
 class _Host:
