@@ -7,8 +7,21 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from optdsl.ir import Apply, Assign, Const, Descend, Expr, If, Let, Ref, Spec, State, Stmt
-from optdsl.ops import OPS, Kind
+from optdsl.ir import (
+    Apply,
+    Assign,
+    Const,
+    Descend,
+    Expr,
+    If,
+    Let,
+    Ref,
+    Repeat,
+    Spec,
+    State,
+    Stmt,
+)
+from optdsl.ops import OPS, PROPERTIES, Kind
 
 Value = Any  # a float, a bool, a string or a float64 array
 Environment = MutableMapping[str, Value]
@@ -50,8 +63,19 @@ def run(body: tuple[Stmt, ...], names: Environment) -> None:
                 names["param"] = names["param"] - evaluate(value, names)
             case If():
                 run(stmt.then if evaluate(stmt.condition, names) else stmt.orelse, names)
+            case Repeat(count=count, body=inner):
+                for _ in range(evaluate(count, names)):
+                    run(inner, names)
             case _:
                 assert_never(stmt)
+
+
+def properties(param: np.ndarray[Any, np.dtype[Any]]) -> dict[str, Value]:
+    """What a spec can ask of a parameter, by the name it uses: `param.ndim`, `param.shape[-1]`."""
+    found = {f"param.{n}": p.numpy(param) for n, p in PROPERTIES.items() if n != "shape"}
+    for index in range(-param.ndim, param.ndim):
+        found[f"param.shape[{index}]"] = PROPERTIES["shape"].numpy(param, index)
+    return found
 
 
 def initial(state: State, names: Mapping[str, Value]) -> Value | None:
@@ -72,7 +96,8 @@ def step(
 
     Args:
         spec: as resolved, or after any pass.
-        hypers: every hyperparameter and option by name; a tuple such as `betas` as one value.
+        hypers: every hyperparameter and option by name; a tuple such as `betas` as one value. Also
+            properties of the parameter that differ from those of `param`, such as "param.eps".
         param: float64, of any shape.
         grad: float64, of the parameter's shape.
         state: the slots that the last update gave; None for the first update.
@@ -80,12 +105,11 @@ def step(
     Raises:
         KeyError: a hyperparameter is missing.
     """
-    names: Environment = dict(hypers)
+    names: Environment = {**properties(param), **hypers}
     for hyper in spec.hypers:
         if hyper.components:
             names.update(zip(hyper.components, hypers[hyper.name], strict=True))
     names.update(param=np.asarray(param, np.float64), grad=np.asarray(grad, np.float64))
-    names.update({"param.ndim": param.ndim, "param.numel": param.size})
     for slot in spec.states:
         names[slot.name] = initial(slot, names) if state is None else state.get(slot.name)
     run(spec.scalars + spec.body, names)

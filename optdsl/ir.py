@@ -35,9 +35,10 @@ def _nowhere() -> Span:
 
 @dataclass(frozen=True, slots=True)
 class Const:
-    """A literal; `symbol` is set for `pi` and `inf`, which print as names."""
+    """A literal; `symbol` is set for `pi` and `inf`, which print as names. None is the default
+    `unset` of an optional hyperparameter."""
 
-    value: float | int | bool | str
+    value: float | int | bool | str | None
     symbol: str = ""
     span: Span = _nowhere()
 
@@ -104,7 +105,16 @@ class If:
     span: Span = _nowhere()
 
 
-Stmt = Let | Assign | Descend | If
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """The body, as often as the number says."""
+
+    count: Expr
+    body: tuple[Stmt, ...]
+    span: Span = _nowhere()
+
+
+Stmt = Let | Assign | Descend | If | Repeat
 
 
 class Base(StrEnum):
@@ -128,7 +138,8 @@ class ValueType:
 class Hyper:
     """A hyperparameter, or an option where `kind` is OPTION. `default` is an expression over other
     hyperparameters, `literal` its text as typed; both are None for a required one. A tuple such as
-    `betas` has its parts' names in `components` and their defaults in `parts`."""
+    `betas` has its parts' names in `components`, those that may be unset in `optional_parts`, and
+    their defaults in `parts`."""
 
     name: str
     kind: Kind
@@ -137,6 +148,7 @@ class Hyper:
     literal: str | None
     components: tuple[str, ...] = ()
     parts: tuple[Expr, ...] = ()
+    optional_parts: tuple[str, ...] = ()
     span: Span = _nowhere()
 
 
@@ -152,13 +164,16 @@ class Require:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A slot. `initial` is None for `unset`; `kind` is SCALAR for a zero-dimensional slot."""
+    """A slot. `initial` is None for `unset`; `kind` is SCALAR for a zero-dimensional slot, which
+    with `integer` the state holds as a Python int. An `output` is for the user to read."""
 
     name: str
     kind: Kind
     initial: Expr | None
     when: Expr | None
     eager: bool
+    integer: bool = False
+    output: bool = False
     span: Span = _nowhere()
 
 
@@ -169,7 +184,9 @@ FLAGS = ("foreach", "maximize", "capturable", "differentiable", "fused")
 class Spec:
     """An optimizer. `signature` is the constructor's order after `params`: hyperparameters, flags,
     and `*` where keyword-only arguments begin. `fixed` holds the options that a derived optimizer
-    has decided. The pass `hoist_scalars` moves scalar work from `body` to `scalars`."""
+    has decided. The pass `hoist_scalars` moves scalar work from `body` to `scalars`. `sparse` and
+    `complex` say how the update treats such tensors; both are empty where the default holds.
+    `routine` names a module of the runtime that stands in the place of a body."""
 
     name: str
     source: Source
@@ -182,6 +199,9 @@ class Spec:
     body: tuple[Stmt, ...]
     base: str | None = None
     fixed: tuple[tuple[str, bool], ...] = ()
+    sparse: str = ""
+    complex: tuple[str, ...] | None = None
+    routine: str = ""
     scalars: tuple[Stmt, ...] = ()
     columns: tuple[str, ...] = ()
     span: Span = _nowhere()
@@ -220,6 +240,8 @@ def type_of(expr: Expr) -> Type:
             return Type.BOOL
         case Const(value=str()):
             return Type.TEXT
+        case Const(value=None):
+            return Type.NUMBER
         case Const():
             return Type.NUMBER
         case Ref():
@@ -238,11 +260,25 @@ def apply(op: str, *args: Expr, span: Span = NOWHERE) -> Apply:
     match OPS[op].rule:
         case Rule.REDUCE:
             kind = Kind.REDUCED
+        case Rule.ALONG | Rule.INITIAL_ALONG:
+            kind = Kind.FACTORED
+        case Rule.MATRIX:
+            kind = Kind.MATRIX
+        case Rule.HOST:
+            kind = Kind.SCALAR
         case Rule.INITIAL:
             kind = Kind.ELEMENTWISE
         case Rule.JOIN | Rule.SCALAR_ONLY:
             pass
     return Apply(op, args, kind, span)
+
+
+def is_given(expr: Expr) -> bool:
+    """Whether it is known before anything is computed: hyperparameters and the parameter's
+    properties, no slot."""
+    return kind_of(expr) <= Kind.SCALAR and all(
+        r.kind <= Kind.HYPER or r.role is Role.PROPERTY for r in refs(expr)
+    )
 
 
 def is_scalar(expr: Expr) -> bool:
@@ -272,6 +308,9 @@ def map_stmt(stmt: Stmt, f: Callable[[Expr], Expr]) -> Stmt:
             then = tuple(map_stmt(s, f) for s in stmt.then)
             orelse = tuple(map_stmt(s, f) for s in stmt.orelse)
             return replace(stmt, condition=f(stmt.condition), then=then, orelse=orelse)
+        case Repeat():
+            body = tuple(map_stmt(s, f) for s in stmt.body)
+            return replace(stmt, count=f(stmt.count), body=body)
         case _:
             assert_never(stmt)
 
@@ -288,12 +327,14 @@ def refs(expr: Expr) -> Iterator[Ref]:
 
 
 def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
-    """Every statement, nested ones behind the `if` that holds them."""
+    """Every statement, nested ones behind the one that holds them."""
     for stmt in body:
         yield stmt
         if isinstance(stmt, If):
             yield from statements(stmt.then)
             yield from statements(stmt.orelse)
+        elif isinstance(stmt, Repeat):
+            yield from statements(stmt.body)
 
 
 def reads(body: tuple[Stmt, ...]) -> Iterator[Ref]:
@@ -308,5 +349,7 @@ def expressions(stmt: Stmt) -> tuple[Expr, ...]:
             return (value,)
         case If(condition=condition):
             return (condition,)
+        case Repeat(count=count):
+            return (count,)
         case _:
             assert_never(stmt)

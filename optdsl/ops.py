@@ -42,8 +42,12 @@ class Rule(Enum):
 
     JOIN = "the widest of the operands"
     REDUCE = "one number per parameter"
+    ALONG = "reduced along one dimension, which stays with size 1"
+    MATRIX = "needs whole matrices, or has a dtype of its own"
+    HOST = "a number on the host"
     SCALAR_ONLY = "operands and result have no tensor"
     INITIAL = "a fresh tensor, in a slot's first value only"
+    INITIAL_ALONG = "a fresh tensor of size 1 along one dimension, in a slot's first value only"
 
 
 class Level(IntEnum):
@@ -89,6 +93,20 @@ class Method:
 
 
 @dataclass(frozen=True, slots=True)
+class Attribute:
+    """An attribute of the operand: `x.mT`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """A call whose last operand is the keyword `dim`; the dimension stays, with size 1."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Conditional:
     """Operands in the order condition, value if true, value if false."""
 
@@ -113,7 +131,9 @@ class Fence:
     right: str
 
 
-Spelling = Infix | Prefix | Call | Method | Conditional | Command | Superscript | Fence
+Spelling = (
+    Infix | Prefix | Call | Method | Attribute | Along | Conditional | Command | Superscript | Fence
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +179,14 @@ def _norm(x: Any) -> Any:
     return np.sqrt(np.sum(np.square(x)))
 
 
+def _norm_along(x: Any, dim: int) -> Any:
+    return np.sqrt(np.sum(np.square(x), axis=dim, keepdims=True))
+
+
+def _zeros_along(like: Any, dim: int) -> Any:
+    return np.zeros_like(np.sum(like, axis=dim, keepdims=True))
+
+
 def _no_value(*_: Any) -> Any:
     raise TypeError("answered from the state, not from operands")
 
@@ -192,6 +220,7 @@ TABLE: tuple[Op, ...] = (
     Op("pow", Infix("**", Level.POWER), (N, N), N, JOIN, False, _power, Infix("**", Level.POWER), Method("pow", True), "pow", Call("_math.pow"), Superscript()),
     Op("neg", Prefix("-", Level.UNARY), (N,), N, JOIN, True, np.negative, Prefix("-", Level.UNARY), Method("neg", True), "neg", Prefix("-", Level.UNARY), Prefix("-", Level.UNARY)),
     Op("sqrt", Call("sqrt"), (N,), N, JOIN, False, np.sqrt, Call("math.sqrt"), Method("sqrt", True), "sqrt", Call("_math.sqrt"), Command(r"\sqrt")),
+    Op("rsqrt", Call("rsqrt"), (N,), N, JOIN, False, lambda x: 1 / np.sqrt(x), None, Method("rsqrt", True), "rsqrt", Call("_math.rsqrt"), Call(r"\operatorname{rsqrt}")),
     Op("exp", Call("exp"), (N,), N, JOIN, False, np.exp, Call("math.exp"), Method("exp", True), "exp", Call("tl.exp"), Call(r"\exp")),
     Op("log", Call("log"), (N,), N, JOIN, False, np.log, Call("math.log"), Method("log", True), "log", Call("tl.log"), Call(r"\log")),
     Op("sin", Call("sin"), (N,), N, JOIN, False, np.sin, Call("math.sin"), Method("sin", True), "sin", Call("tl.sin"), Call(r"\sin")),
@@ -225,11 +254,45 @@ TABLE: tuple[Op, ...] = (
     Op("norm", Call("norm"), (N,), N, Rule.REDUCE, False, _norm, None, Method("norm"), None, None, Fence(r"\lVert ", r" \rVert")),
     Op("max_abs", Call("max_abs"), (N,), N, Rule.REDUCE, False, lambda x: np.max(np.abs(x), initial=0.0), None, Call("max_abs"), None, None, Call(r"\operatorname{max\_abs}")),
     Op("dot", Call("dot"), (N, N), N, Rule.REDUCE, False, lambda a, b: np.sum(a * b), None, Call("dot"), None, None, Fence(r"\langle ", r" \rangle")),
+    # Reductions along one dimension. A keyword, `norm(x, dim=-1)`, tells them from those above.
+    Op("sum_along", Along("sum"), (N, N), N, Rule.ALONG, False, lambda x, dim: np.sum(x, axis=dim, keepdims=True), None, Along("sum"), None, None, Along(r"\operatorname{sum}")),
+    Op("mean_along", Along("mean"), (N, N), N, Rule.ALONG, False, lambda x, dim: np.mean(x, axis=dim, keepdims=True), None, Along("mean"), None, None, Along(r"\operatorname{mean}")),
+    Op("norm_along", Along("norm"), (N, N), N, Rule.ALONG, False, _norm_along, None, Along("norm"), None, None, Along(r"\operatorname{norm}")),
+    # Matrices. `cast` gives a copy in another dtype: its rounding is storage, so the oracle has none.
+    Op("matmul", Infix("@", MULTIPLY), (N, N), N, Rule.MATRIX, False, np.matmul, None, Infix("@", MULTIPLY), None, None, Infix(r"\,", MULTIPLY)),
+    Op("transpose", Call("transpose"), (N,), N, Rule.MATRIX, False, lambda x: np.swapaxes(x, -1, -2), None, Attribute("mT"), None, None, Call(r"\operatorname{transpose}")),
+    Op("addmm", Call("addmm"), (N, N, N, N, N), N, Rule.MATRIX, False, lambda x, a, b, beta, alpha: beta * x + alpha * (a @ b), None, Call("torch.addmm"), None, None, Call(r"\operatorname{addmm}")),
+    Op("cast", Call("cast"), (N, T), N, Rule.MATRIX, False, lambda x, _: np.array(x), None, Method("to"), None, None, Call(r"\operatorname{cast}")),
+    # A tensor's only element, read by the host: a synchronisation.
+    Op("host", Call("host"), (N,), N, Rule.HOST, False, float, None, Method("item"), None, None, Call(r"\operatorname{host}")),
     # First values of slots.
     Op("zeros_like", Call("zeros_like"), (N,), N, Rule.INITIAL, True, np.zeros_like, None, Call("torch.zeros_like"), None, None, None),
+    Op("zeros_along", Along("zeros_like"), (N, N), N, Rule.INITIAL_ALONG, False, _zeros_along, None, Call("zeros_along"), None, None, None),
     Op("full_like", Call("full_like"), (N, N), N, Rule.INITIAL, False, np.full_like, None, Call("torch.full_like"), None, Call("_math.full_like"), Call(r"\operatorname{full}")),
 )
 # fmt: on
+
+
+# What a spec can ask of a parameter, `param.ndim`; `shape` takes an index.
+@dataclass(frozen=True, slots=True)
+class Property:
+    """`python` reads it from a tensor called `param`; `{index}` stands for the index."""
+
+    type: Type
+    python: str
+    numpy: Numpy
+
+
+PROPERTIES: dict[str, Property] = {
+    "ndim": Property(N, "param.ndim", np.ndim),
+    "numel": Property(N, "param.numel()", np.size),
+    "shape": Property(N, "param.shape[{index}]", lambda x, index: np.shape(x)[index]),
+    "eps": Property(N, "torch.finfo(param.dtype).eps", lambda x: float(np.finfo(x.dtype).eps)),
+    "is_complex": Property(B, "param.is_complex()", np.iscomplexobj),
+    "is_sparse": Property(B, "param.is_sparse", lambda _: False),
+}
+# The dtypes of `cast`.
+DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 OPS: dict[str, Op] = {op.name: op for op in TABLE}
 FUNCTIONS: dict[str, Op] = {op.source.name: op for op in TABLE if isinstance(op.source, Call)}
@@ -237,5 +300,7 @@ BINARY: dict[str, Op] = {op.source.symbol: op for op in TABLE if isinstance(op.s
 LEVELS: dict[str, Level] = {
     op.source.symbol: op.source.level for op in TABLE if isinstance(op.source, Infix)
 }
+# Reductions that `dim=` turns into another operator.
+ALONG: dict[str, Op] = {op.source.name: op for op in TABLE if isinstance(op.source, Along)}
 # How specs write a binary operator.
 SYMBOLS: dict[str, str] = {op.name: symbol for symbol, op in BINARY.items()}

@@ -40,12 +40,12 @@ CHARACTER_HINTS = {
     "!": "Negation is written 'not x'.",
     "[": "Parts of a tuple have names of their own: hyper betas: (beta1, beta2) = (0.9, 0.999).",
 }
-STATEMENTS = ("let", "descend", "if", "else")
+STATEMENTS = ("let", "descend", "if", "else", "repeat")
 # Terminals that begin an expression, and those that continue one: messages name neither one by one.
-BEGIN = frozenset({"NAME", "NUMBER", "STRING", "_LPAREN", "MINUS", "NOT", "TRUE", "FALSE"})
+BEGIN = frozenset({"NAME", "NUMBER", "STRING", "_LPAREN", "MINUS", "NOT", "TRUE", "FALSE", "UNSET"})
 CONTINUE = frozenset(
-    {"OR", "AND", "COMPARE", "PLUS", "MINUS", "STAR", "SLASH", "SLASH_SLASH", "PERCENT", "POW"}
-    | {"_IF", "_LPAREN", "_DOT"}
+    {"OR", "AND", "COMPARE", "PLUS", "MINUS", "STAR", "SLASH", "SLASH_SLASH", "PERCENT", "AT"}
+    | {"POW", "_IF", "_LPAREN", "_DOT"}
 )
 # No editor shows them, and Python refuses some of them in generated code.
 INVISIBLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
@@ -327,16 +327,15 @@ class _Builder(Transformer[Token, Any]):
     def state(
         self,
         meta: Meta,
-        eager: Token | None,
+        modifier: Token | None,
         name: Token,
         type_: syntax.TypeExpr | None,
-        initial: syntax.Expr | Token,
+        initial: syntax.Expr,
         when: syntax.Expr | None,
     ) -> syntax.StateDecl:
-        if isinstance(initial, Token):
-            initial = syntax.Unset(_token_span(self.source, initial))
         span = self._span(meta)
-        return syntax.StateDecl(eager is not None, self._name(name), type_, initial, when, span)
+        word = str(modifier or "")
+        return syntax.StateDecl(word, self._name(name), type_, initial, when, span)
 
     def require(self, meta: Meta, *parts: Any) -> syntax.RequireClause:
         *conditions, message = parts
@@ -345,6 +344,15 @@ class _Builder(Transformer[Token, Any]):
 
     def param_require(self, meta: Meta, clause: syntax.RequireClause) -> syntax.ParamRequire:
         return syntax.ParamRequire(clause, self._span(meta))
+
+    def sparse(self, meta: Meta, mode: Token) -> syntax.Sparse:
+        return syntax.Sparse(self._name(mode), self._span(meta))
+
+    def complex(self, meta: Meta, *parts: Token) -> syntax.Complex:
+        return syntax.Complex(tuple(self._name(p) for p in parts), self._span(meta))
+
+    def routine(self, meta: Meta, name: Token) -> syntax.Routine:
+        return syntax.Routine(self._name(name), self._span(meta))
 
     def update(self, meta: Meta, *parts: Any) -> syntax.Update:
         *names, body = parts
@@ -364,8 +372,12 @@ class _Builder(Transformer[Token, Any]):
         choices = tuple(self._text(t) for t in tokens if t.type == "STRING")
         return syntax.TypeExpr(words, choices, components, self._span(meta))
 
-    def components(self, meta: Meta, *names: Token) -> tuple[syntax.Name, ...]:
-        return tuple(self._name(n) for n in names)
+    def components(self, meta: Meta, *parts: syntax.Component) -> tuple[syntax.Component, ...]:
+        return parts
+
+    def component(self, meta: Meta, *words: Token) -> syntax.Component:
+        *modifier, name = map(self._name, words)
+        return syntax.Component(name, modifier[0] if modifier else None)
 
     def block(self, meta: Meta, *statements: syntax.Stmt) -> tuple[syntax.Stmt, ...]:
         return statements
@@ -394,6 +406,11 @@ class _Builder(Transformer[Token, Any]):
             case syntax.IfStmt():
                 orelse = (orelse,)
         return syntax.IfStmt(condition, then, orelse, self._span(meta))
+
+    def repeat(
+        self, meta: Meta, count: syntax.Expr, body: tuple[syntax.Stmt, ...]
+    ) -> syntax.RepeatStmt:
+        return syntax.RepeatStmt(count, body, self._span(meta))
 
     def choice(
         self, meta: Meta, then: syntax.Expr, condition: syntax.Expr, orelse: syntax.Expr
@@ -424,12 +441,22 @@ class _Builder(Transformer[Token, Any]):
     def truth(self, meta: Meta, token: Token) -> syntax.Truth:
         return syntax.Truth(token.type == "TRUE", self._span(meta))
 
-    def call(self, meta: Meta, function: Token, *arguments: Any) -> syntax.CallExpr:
-        given = tuple(a for a in arguments if a is not None)
-        return syntax.CallExpr(self._name(function), given, self._span(meta))
+    def unset(self, meta: Meta, _word: Token) -> syntax.Unset:
+        return syntax.Unset(self._span(meta))
 
-    def property(self, meta: Meta, base: Token, name: Token) -> syntax.Property:
-        return syntax.Property(self._name(base), self._name(name), self._span(meta))
+    def call(self, meta: Meta, function: Token, *arguments: Any) -> syntax.CallExpr:
+        keywords = tuple(a for a in arguments if isinstance(a, syntax.Keyword))
+        given = tuple(a for a in arguments if a is not None and a not in keywords)
+        return syntax.CallExpr(self._name(function), given, keywords, self._span(meta))
+
+    def keyword(self, meta: Meta, name: Token, value: syntax.Expr) -> syntax.Keyword:
+        return syntax.Keyword(self._name(name), value, self._span(meta))
+
+    def index(self, meta: Meta, sign: Token | None, number: Token) -> str:
+        return f"{sign or ''}{number}"
+
+    def property(self, meta: Meta, base: Token, name: Token, index: str | None) -> syntax.Property:
+        return syntax.Property(self._name(base), self._name(name), index or "", self._span(meta))
 
     def group(self, meta: Meta, *items: syntax.Expr) -> syntax.Expr:
         # Parentheses only group: the tree holds what they say.

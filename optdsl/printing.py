@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import assert_never
 
-from optdsl.ir import Apply, Assign, Const, Descend, Expr, If, Let, Ref, Spec, Stmt
+from optdsl.ir import (
+    Apply,
+    Assign,
+    Const,
+    Descend,
+    Expr,
+    If,
+    Let,
+    Ref,
+    Repeat,
+    Role,
+    Spec,
+    Stmt,
+    map_expr,
+)
 from optdsl.ops import (
     OPS,
+    PROPERTIES,
     SYMBOLS,
+    Along,
     Call,
     Command,
     Conditional,
@@ -21,6 +38,7 @@ from optdsl.ops import (
     Prefix,
     Spelling,
     Superscript,
+    Type,
 )
 
 Column = Callable[[Op], Spelling | None]
@@ -38,6 +56,9 @@ class Unspellable(Exception):
 def python_leaf(leaf: Const | Ref) -> str:
     """Names as they are, numbers so that they read back to the same bits."""
     match leaf:
+        case Ref(role=Role.PROPERTY, name=name):
+            base, _, index = name.removeprefix("param.").partition("[")
+            return PROPERTIES[base].python.format(index=index.rstrip("]"))
         case Ref(name=name):
             return name
         case Const(symbol=symbol) if symbol:
@@ -48,6 +69,23 @@ def python_leaf(leaf: Const | Ref) -> str:
             return repr(value)
         case _:
             assert_never(leaf)
+
+
+def none_tests(expr: Expr) -> Expr:
+    """unset(hyper) -> hyper is None, for Python"""
+
+    def test(node: Expr) -> Expr:
+        match node:
+            case Apply(op="unset", args=(Ref(name=name, role=Role.HYPER),)):
+                return Ref(f"{name} is None", Role.LOCAL, node.kind, Type.BOOL)
+            case Apply(op="not", args=(Ref(name=name, role=Role.LOCAL) as asked,)) if name.endswith(
+                " is None"
+            ):
+                return replace(asked, name=f"{name.removesuffix('None')}not None")
+            case _:
+                return node
+
+    return map_expr(expr, test)
 
 
 def host(op: Op) -> Spelling | None:
@@ -103,6 +141,8 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
             return f"{symbol}{_fit(operand, level_inside)}", level
         case Call(name=name), _:
             return f"{name}({', '.join(text for text, _ in parts)})", Level.ATOM
+        case Along(name=name), [operand, (dim, _)]:
+            return f"{name}({operand[0]}, dim={dim})", Level.ATOM
         case Method(name=name, scale=scale), [receiver, *rest]:
             arguments = [text for text, _ in rest]
             if scale:
@@ -167,8 +207,12 @@ def show_source(expr: Expr) -> str:
 
 def _source_leaf(leaf: Const | Ref) -> str:
     match leaf:
+        case Ref(name=name):
+            return name
         case Const(value=bool() as value):
             return str(value).lower()
+        case Const(value=None):
+            return "unset"
         case Const(symbol=symbol) if symbol:
             return symbol
         case _:
@@ -190,6 +234,10 @@ def _statement(stmt: Stmt, indent: str) -> Iterator[str]:
             if orelse:
                 yield f"{indent}}} else {{"
                 yield from (line for s in orelse for line in _statement(s, indent + "    "))
+            yield f"{indent}}}"
+        case Repeat(count=count, body=body):
+            yield f"{indent}repeat {show_source(count)} {{"
+            yield from (line for s in body for line in _statement(s, indent + "    "))
             yield f"{indent}}}"
         case _:
             assert_never(stmt)

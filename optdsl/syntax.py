@@ -41,7 +41,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Unset:
-    """The first value `unset` of a slot."""
+    """`unset`: the first value of a slot, or the default of an optional hyperparameter."""
 
     span: Span = span_field()
 
@@ -79,18 +79,29 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Keyword:
+    """`dim=-1` in a call."""
+
+    name: Name
+    value: Expr
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
 class CallExpr:
     function: Name
     arguments: tuple[Expr, ...]
+    keywords: tuple[Keyword, ...]
     span: Span = span_field()
 
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """`param.ndim`"""
+    """`param.ndim`, or with an index `param.shape[-1]`."""
 
     base: Name
     name: Name
+    index: str
     span: Span = span_field()
 
 
@@ -107,12 +118,20 @@ Expr = (
 
 
 @dataclass(frozen=True, slots=True)
+class Component:
+    """A part of a tuple: `beta1`, or with a modifier `optional eps1`."""
+
+    name: Name
+    modifier: Name | None
+
+
+@dataclass(frozen=True, slots=True)
 class TypeExpr:
-    """`int`, `optional real`, `"min" | "max"` or `(beta1, beta2)`."""
+    """`int`, `optional real`, `optional "min" | "max"` or `(beta1, beta2)`."""
 
     words: tuple[Name, ...]
     choices: tuple[Text, ...]
-    components: tuple[Name, ...]
+    components: tuple[Component, ...]
     span: Span = span_field()
 
 
@@ -174,7 +193,9 @@ class Fix:
 
 @dataclass(frozen=True, slots=True)
 class StateDecl:
-    eager: bool
+    """`modifier` is `eager`, `output` or empty."""
+
+    modifier: str
     name: Name
     type: TypeExpr | None
     initial: Expr
@@ -185,6 +206,30 @@ class StateDecl:
 @dataclass(frozen=True, slots=True)
 class ParamRequire:
     clause: RequireClause
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """`sparse rows` or `sparse linear`: how the update treats a sparse gradient."""
+
+    mode: Name
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Complex:
+    """`complex decay, descend`: the parts of the update that are complex arithmetic."""
+
+    parts: tuple[Name, ...]
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Routine:
+    """`routine lbfgs`: a module of the runtime in the place of an update."""
+
+    name: Name
     span: Span = span_field()
 
 
@@ -219,7 +264,14 @@ class IfStmt:
     span: Span = span_field()
 
 
-Stmt = AssignStmt | LetStmt | DescendStmt | IfStmt
+@dataclass(frozen=True, slots=True)
+class RepeatStmt:
+    count: Expr
+    body: tuple[Stmt, ...]
+    span: Span = span_field()
+
+
+Stmt = AssignStmt | LetStmt | DescendStmt | IfStmt | RepeatStmt
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +292,7 @@ class Form:
 
 Member = (
     Doc | Cite | HyperDecl | Flags | Signature | Fix | StateDecl | RequireClause | ParamRequire
-    | Update | Form | LetStmt
+    | Sparse | Complex | Routine | Update | Form | LetStmt
 )  # fmt: skip
 
 

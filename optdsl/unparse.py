@@ -13,12 +13,20 @@ INDENT = "    "
 # Members of one group stand together, groups are separated by an empty line.
 GROUPS: tuple[tuple[type[syntax.Member], ...], ...] = (
     (syntax.Doc, syntax.Cite),
-    (syntax.HyperDecl, syntax.Flags, syntax.Signature, syntax.RequireClause, syntax.ParamRequire),
+    (
+        syntax.HyperDecl,
+        syntax.Flags,
+        syntax.Signature,
+        syntax.RequireClause,
+        syntax.ParamRequire,
+        syntax.Sparse,
+        syntax.Complex,
+    ),
     (syntax.Fix,),
     (syntax.StateDecl,),
     (syntax.LetStmt,),
     (syntax.Form,),
-    (syntax.Update,),
+    (syntax.Update, syntax.Routine),
 )
 
 
@@ -68,6 +76,12 @@ def _member(member: syntax.Member) -> Iterator[str]:
             yield _require(member)
         case syntax.ParamRequire(clause=clause):
             yield f"param {_require(clause)}"
+        case syntax.Sparse(mode=mode):
+            yield f"sparse {mode.text}"
+        case syntax.Complex(parts=parts):
+            yield f"complex {', '.join(p.text for p in parts)}"
+        case syntax.Routine(name=name):
+            yield f"routine {name.text}"
         case syntax.LetStmt():
             yield from _statement(member)
         case syntax.Form(is_closed=is_closed, value=value):
@@ -90,16 +104,19 @@ def _type(declared: syntax.TypeExpr | None) -> str:
     if declared is None:
         return ""
     if declared.components:
-        return f": ({', '.join(n.text for n in declared.components)})"
-    if declared.choices:
-        return ": " + " | ".join(f'"{c.value}"' for c in declared.choices)
-    return ": " + " ".join(n.text for n in declared.words)
+        return f": ({', '.join(map(_component, declared.components))})"
+    choices = " | ".join(f'"{c.value}"' for c in declared.choices)
+    return ": " + " ".join([*(n.text for n in declared.words), *([choices] if choices else [])])
+
+
+def _component(part: syntax.Component) -> str:
+    return f"{part.modifier.text} {part.name.text}" if part.modifier else part.name.text
 
 
 def _state(member: syntax.StateDecl) -> str:
-    eager = "eager " if member.eager else ""
+    modifier = f"{member.modifier} " if member.modifier else ""
     when = f" when {unparse_expr(member.when)}" if member.when is not None else ""
-    head = f"{eager}state {member.name.text}{_type(member.type)}"
+    head = f"{modifier}state {member.name.text}{_type(member.type)}"
     return f"{head} = {unparse_expr(member.initial)}{when}"
 
 
@@ -130,6 +147,8 @@ def _statement(stmt: syntax.Stmt) -> Iterator[str]:
             yield f"let {name.text} = {unparse_expr(value)}"
         case syntax.DescendStmt(value=value):
             yield f"descend {unparse_expr(value)}"
+        case syntax.RepeatStmt(count=count, body=body):
+            yield from _block(f"repeat {unparse_expr(count)}", body)
         case syntax.IfStmt():
             yield from _if(stmt, "if")
         case _:
@@ -177,10 +196,12 @@ def _expr(expr: syntax.Expr) -> tuple[str, Level]:
         case syntax.Choice(condition=condition, then=then, orelse=orelse):
             head = f"{_at_least(then, Level.OR)} if {_at_least(condition, Level.OR)}"
             return f"{head} else {unparse_expr(orelse)}", Level.TERNARY
-        case syntax.CallExpr(function=function, arguments=arguments):
-            return f"{function.text}({', '.join(map(unparse_expr, arguments))})", Level.ATOM
-        case syntax.Property(base=base, name=name):
-            return f"{base.text}.{name.text}", Level.ATOM
+        case syntax.CallExpr(function=function, arguments=arguments, keywords=keywords):
+            given = [*map(unparse_expr, arguments)]
+            given += [f"{k.name.text}={unparse_expr(k.value)}" for k in keywords]
+            return f"{function.text}({', '.join(given)})", Level.ATOM
+        case syntax.Property(base=base, name=name, index=index):
+            return f"{base.text}.{name.text}{f'[{index}]' if index else ''}", Level.ATOM
         case syntax.TupleExpr(items=items):
             return f"({', '.join(map(unparse_expr, items))})", Level.ATOM
         case _:

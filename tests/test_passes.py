@@ -306,8 +306,8 @@ def real_from(update: str) -> str | None:
         "optimizer Example {\n    hyper lr = 1\n    state a = zeros_like(param)\n"
         f"    state n = 0\n    update {{\n    n += 1\n{update}\n    descend lr * a / n\n    }}\n}}"
     )
-    body = optimise(spec).body
-    index = first_real_statement(body)
+    spec = optimise(spec)
+    body, index = spec.body, first_real_statement(spec)
     return None if index is None else body[index].span.text
 
 
@@ -337,8 +337,8 @@ def spec_named(name: str) -> Spec:
 
 
 def test_sgd_is_complex_throughout_and_adam_real_behind_its_decay() -> None:
-    assert first_real_statement(optimise(spec_named("SGD")).body) is None
-    body = optimise(spec_named("Adam")).body
-    index = first_real_statement(body)
+    assert first_real_statement(optimise(spec_named("SGD"))) is None
+    adam = optimise(spec_named("Adam"))
+    body, index = adam.body, first_real_statement(adam)
     assert index is not None
     assert body[index].span.text.startswith("exp_avg ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from optdsl.ir import Spec
-from optdsl.passes.complex_views import first_real_statement
+from optdsl.passes.complex_views import first_real_statement, supports_complex
 from optdsl.passes.contract import contract
 from optdsl.passes.drop_unused import drop_unused
 from optdsl.passes.hoist_scalars import hoist_scalars
@@ -42,4 +42,5 @@ __all__ = [
     "hoist_scalars",
     "lower_descend",
     "optimise",
+    "supports_complex",
 ]

@@ -1,7 +1,8 @@
 """Where a complex parameter becomes a real one with a last dimension of 2, as torch orders it.
 
 Coupled decay, and all of an update that is linear throughout (SGD), is complex arithmetic; the rest
-treats real and imaginary parts as elements of their own.
+treats real and imaginary parts as elements of their own. A spec can say otherwise, as torch does:
+`complex none` for real parts from the beginning, `complex decay, descend` for a complex step.
 """
 
 from __future__ import annotations
@@ -12,17 +13,36 @@ from optdsl.ir import (
     Expr,
     If,
     Let,
+    Ref,
     Role,
+    Spec,
     Stmt,
     expressions,
     is_scalar,
     statements,
+    walk,
 )
-from optdsl.ops import OPS
+from optdsl.ops import OPS, Kind
 
 
-def first_real_statement(body: tuple[Stmt, ...]) -> int | None:
+def supports_complex(spec: Spec) -> bool:
+    """Whether real and imaginary parts can be elements of their own: not where an update asks for
+    the parameter's shape, reduces along a dimension or multiplies matrices."""
+    nodes = [e for s in statements(spec.body) for x in expressions(s) for e in walk(x)]
+    return not any(
+        (isinstance(e, Ref) and e.role is Role.PROPERTY)
+        or (isinstance(e, Apply) and e.kind in (Kind.FACTORED, Kind.MATRIX))
+        for e in nodes
+    )
+
+
+def first_real_statement(spec: Spec) -> int | None:
     """The index of the top-level statement before which views are taken; None: nowhere."""
+    body = spec.body
+    if not supports_complex(spec):
+        return None
+    if spec.complex is not None and "decay" not in spec.complex:
+        return 0
     if all(_is_linear(e) for s in statements(body) for e in expressions(s) if not is_scalar(e)):
         return None
     return next(i for i, stmt in enumerate(body) if not _stays_complex(stmt))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optdsl.ir import Assign, If, Let, Ref, Role, Spec, Stmt, reads
+from optdsl.ir import Assign, If, Let, Ref, Repeat, Role, Spec, Stmt, reads
 
 
 def drop_unused(spec: Spec) -> Spec:
@@ -30,6 +30,10 @@ def _keep(body: tuple[Stmt, ...], read: set[str]) -> tuple[Stmt, ...]:
                 then, orelse = _keep(stmt.then, read), _keep(stmt.orelse, read)
                 if then or orelse:
                     kept.append(replace(stmt, then=then, orelse=orelse))
+            case Repeat():
+                inner = _keep(stmt.body, read)
+                if inner:
+                    kept.append(replace(stmt, body=inner))
             case _:
                 kept.append(stmt)
     return tuple(kept)

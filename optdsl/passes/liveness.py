@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from optdsl.ir import Assign, Expr, If, Let, Ref, Role, Stmt, expressions, refs
+from optdsl.ir import Apply, Assign, Expr, If, Let, Ref, Repeat, Role, Stmt, expressions, refs
 from optdsl.ops import Kind
 
 STORED = (Role.PARAM, Role.STATE)
@@ -59,10 +59,26 @@ def _collect(body: tuple[Stmt, ...], events: _Events) -> None:
             case If():
                 _collect(stmt.then, events)
                 _collect(stmt.orelse, events)
+            case Repeat():
+                # Twice: what the end of one round writes, the beginning of the next may read.
+                _collect(stmt.body, events)
+                _collect(stmt.body, events)
             case _:
                 pass
 
 
 def _alias(stmt: Stmt, name: str, value: Expr, events: _Events) -> None:
-    if isinstance(value, Ref) and value.kind > Kind.SCALAR:
-        events.aliases.append((events.position, stmt, name, value.name))
+    origin = shown(value)
+    if origin is not None and origin.kind > Kind.SCALAR:
+        events.aliases.append((events.position, stmt, name, origin.name))
+
+
+def shown(value: Expr) -> Ref | None:
+    """The name whose storage an expression shows; None if its tensor is a fresh one."""
+    match value:
+        case Ref():
+            return value
+        case Apply(op="transpose", args=(inner,)):
+            return shown(inner)
+        case _:
+            return None

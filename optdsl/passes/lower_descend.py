@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from optdsl.ir import Assign, Descend, If, Ref, Role, Spec, Stmt, apply
+from optdsl.ir import Assign, Descend, If, Ref, Repeat, Role, Spec, Stmt, apply
 from optdsl.ops import Kind
 
 PARAM = Ref("param", Role.PARAM, Kind.ELEMENTWISE)
@@ -24,5 +24,7 @@ def _lower(stmt: Stmt) -> Stmt:
                 then=tuple(_lower(s) for s in stmt.then),
                 orelse=tuple(_lower(s) for s in stmt.orelse),
             )
+        case Repeat():
+            return replace(stmt, body=tuple(_lower(s) for s in stmt.body))
         case _:
             return stmt

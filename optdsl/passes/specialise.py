@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from optdsl.ir import Apply, Const, Expr, If, Ref, Role, Spec, Stmt, map_expr, map_stmt
+from optdsl.ir import Apply, Const, Expr, If, Ref, Repeat, Role, Spec, Stmt, map_expr, map_stmt
 
 
 def specialise(spec: Spec, options: Mapping[str, bool]) -> Spec:
@@ -32,6 +32,9 @@ def specialise(spec: Spec, options: Mapping[str, bool]) -> Spec:
                 return expr
 
     def rewrite(stmt: Stmt) -> tuple[Stmt, ...]:
+        if isinstance(stmt, Repeat):
+            inner = tuple(s for each in stmt.body for s in rewrite(each))
+            return (replace(stmt, count=map_expr(stmt.count, decide), body=inner),)
         if not isinstance(stmt, If):
             return (map_stmt(stmt, lambda e: map_expr(e, decide)),)
         condition = map_expr(stmt.condition, decide)

@@ -103,7 +103,8 @@ class _Derived(MemberResolver):
     def _set_default(self, member: syntax.Fix, hyper: Hyper) -> None:
         literal = unparse_expr(member.value)
         if hyper.components:
-            parts = self.tuple_parts(member.value, member.name, len(hyper.components))
+            optional = [c in hyper.optional_parts for c in hyper.components]
+            parts = self.tuple_parts(member.value, member.name, optional)
             if parts is not None:
                 self.changed[hyper.name] = replace(hyper, parts=parts, literal=literal)
             return

@@ -9,14 +9,15 @@ from typing import assert_never
 from optdsl import ir, syntax
 from optdsl.diagnostics import Code, Log, did_you_mean
 from optdsl.ir import Hyper, Role
-from optdsl.ops import BINARY, FUNCTIONS, OPS, Kind, Rule, Type
+from optdsl.ops import ALONG, BINARY, DTYPES, FUNCTIONS, OPS, PROPERTIES, Kind, Rule, Type
 from optdsl.resolve.scope import Scope
 from optdsl.resolve.words import TYPES, article, count, spoken
 from optdsl.source import Span
 
 CONSTANTS = {"pi": math.pi, "inf": math.inf}
-PROPERTIES = ("ndim", "numel")
 LARGEST_INTEGER = 2**53
+# Rules of what stands in a slot's first value only.
+INITIAL = (Rule.INITIAL, Rule.INITIAL_ALONG)
 
 
 class ExpressionResolver:
@@ -32,6 +33,8 @@ class ExpressionResolver:
         self.in_state = False
         self.assigned: frozenset[str] = frozenset()
         self.unset: frozenset[str] = frozenset()
+        # Hyperparameters, and parts of tuples, that may be None.
+        self.optional: frozenset[str] = frozenset()
         self.guards: frozenset[ir.Expr] = frozenset()
         self.whens: dict[str, ir.Expr] = {}
 
@@ -46,17 +49,20 @@ class ExpressionResolver:
                 return ir.Const(value, span=node.span)
             case syntax.Unset():
                 self.log.error(
-                    Code.NOT_ASSIGNABLE, "'unset' is a slot's first value only.", node.span
-                )
+                    Code.NOT_ASSIGNABLE,
+                    "'unset' is a slot's first value or an optional default only.", node.span,
+                )  # fmt: skip
                 return None
             case syntax.Unary(operator=operator):
                 return self.operation("neg" if operator == "-" else "not", (node.operand,), node)
+            case syntax.Binary(operator="and" | "or"):
+                return self._logical(node)
             case syntax.Binary(operator=operator):
                 return self.operation(BINARY[operator].name, (node.left, node.right), node)
             case syntax.Comparison():
                 return self._comparison(node)
             case syntax.Choice():
-                return self.operation("select", (node.condition, node.then, node.orelse), node)
+                return self._choice(node)
             case syntax.CallExpr():
                 return self._call(node)
             case syntax.Property():
@@ -89,9 +95,13 @@ class ExpressionResolver:
             return None
         self.check_exists(node)
         if node.text in self.unset:
+            what = f"The slot '{node.text}'" if known.role is Role.STATE else f"'{node.text}'"
+            hint = f"if unset({node.text}) {{ {node.text} = ... }} else {{ ... }}"
+            if known.role is not Role.STATE:
+                hint = f"... if unset({node.text}) else {node.text}"
             self.log.error(
-                Code.READ_BEFORE_SET, f"The slot '{node.text}' may be unset here.", node.span,
-                hints=(f"Ask first: if unset({node.text}) {{ {node.text} = ... }} else {{ ... }}",),
+                Code.READ_BEFORE_SET, f"{what} may be unset here.", node.span,
+                hints=(f"Ask first: {hint}",),
             )  # fmt: skip
         return replace(known, span=node.span)
 
@@ -154,10 +164,38 @@ class ExpressionResolver:
         if written not in known:
             self.log.error(
                 Code.UNKNOWN_PROPERTY, f"Unknown property '{written}'.", node.span,
-                hints=did_you_mean(written, known) or (f"There are {' and '.join(known)}.",),
+                hints=did_you_mean(written, known) or (f"There are {', '.join(known)}.",),
             )  # fmt: skip
             return None
-        return ir.Ref(written, Role.PROPERTY, Kind.HYPER, span=node.span)
+        if (node.name.text == "shape") != bool(node.index):
+            self.log.error(
+                Code.WRONG_TYPE, "'param.shape' takes an index, nothing else does.", node.span,
+                hints=("Write: param.shape[-1]",),
+            )  # fmt: skip
+            return None
+        name = f"{written}[{node.index}]" if node.index else written
+        return ir.Ref(name, Role.PROPERTY, Kind.SCALAR, PROPERTIES[node.name.text].type, node.span)
+
+    # Conditions: what stands behind one may rely on it
+
+    def _logical(self, node: syntax.Binary) -> ir.Expr | None:
+        left = self.expr(node.left)
+        unset = self.unset
+        self.unset = unset - known_set(left, node.operator == "and")
+        right = self.expr(node.right)
+        self.unset = unset
+        return self._checked(node.operator, [left, right], (node.left, node.right), node.span)
+
+    def _choice(self, node: syntax.Choice) -> ir.Expr | None:
+        condition = self.expr(node.condition)
+        unset = self.unset
+        self.unset = unset - known_set(condition, True)
+        then = self.expr(node.then)
+        self.unset = unset - known_set(condition, False)
+        orelse = self.expr(node.orelse)
+        self.unset = unset
+        nodes = (node.condition, node.then, node.orelse)
+        return self._checked("select", [condition, then, orelse], nodes, node.span)
 
     # Operations
 
@@ -165,6 +203,16 @@ class ExpressionResolver:
         name = node.function.text
         if name == "unset":
             return self._unset(node)
+        if name in ALONG and (node.keywords or name not in FUNCTIONS):
+            return self._along(node)
+        if node.keywords:
+            self.log.error(
+                Code.ARITY, f"'{name}' takes no '{node.keywords[0].name.text}'.",
+                node.keywords[0].span,
+            )  # fmt: skip
+            return None
+        if name == "cast":
+            return self._cast(node)
         if name in FUNCTIONS:
             return self.operation(FUNCTIONS[name].name, node.arguments, node)
         hints = did_you_mean(name, FUNCTIONS)
@@ -176,8 +224,44 @@ class ExpressionResolver:
         )
         return None
 
+    def _along(self, node: syntax.CallExpr) -> ir.Expr | None:
+        """norm(x, dim=-1)"""
+        value = self.expr(node.arguments[0]) if len(node.arguments) == 1 else None
+        dim = self.expr(node.keywords[0].value) if len(node.keywords) == 1 else None
+        named = all(k.name.text == "dim" for k in node.keywords)
+        is_int = isinstance(dim, ir.Const) and isinstance(dim.value, int)
+        if len(node.arguments) != 1 or not named or (dim is not None and not is_int):
+            self.log.error(
+                Code.ARITY, f"'{node.function.text}' takes a tensor and a dimension.", node.span,
+                hints=(f"Write: {node.function.text}(tensor, dim=-1)",),
+            )  # fmt: skip
+            return None
+        nodes = (node.arguments[0], node.keywords[0].value)
+        return self._checked(ALONG[node.function.text].name, [value, dim], nodes, node.span)
+
+    def _cast(self, node: syntax.CallExpr) -> ir.Expr | None:
+        """cast(x, bfloat16)"""
+        match node.arguments:
+            case (value_node, syntax.Name(text=text) as dtype) if text in DTYPES:
+                value = self.expr(value_node)
+                target = ir.Const(text, text, dtype.span)
+                return self._checked("cast", [value, target], node.arguments, node.span)
+            case _:
+                self.log.error(
+                    Code.ARITY, "'cast' takes a tensor and a dtype.", node.span,
+                    hints=(f"A dtype is one of {', '.join(DTYPES)}.",),
+                )  # fmt: skip
+                return None
+
     def _unset(self, node: syntax.CallExpr) -> ir.Expr | None:
         match node.arguments:
+            case (syntax.Name(text=text) as name,) if text in self.optional:
+                return ir.Apply(
+                    "unset",
+                    (replace(self.scope.names[text], span=name.span),),
+                    Kind.HYPER,
+                    node.span,
+                )
             case (syntax.Name(text=text) as name,) if (
                 text in self.scope.names and self.scope.names[text].role is Role.STATE
             ):
@@ -190,8 +274,8 @@ class ExpressionResolver:
                 return ir.Apply("unset", (slot,), Kind.SCALAR, node.span)
             case _:
                 self.log.error(
-                    Code.WRONG_TYPE, "'unset' asks about one slot.", node.span,
-                    hints=("Write: unset(slot)",),
+                    Code.WRONG_TYPE, "'unset' asks about one slot, or one optional hyperparameter.",
+                    node.span, hints=("Write: unset(slot)",),
                 )  # fmt: skip
                 return None
 
@@ -233,7 +317,11 @@ class ExpressionResolver:
             self._operand(op, value, node.span, expected)
             for value, node, expected in zip(args, nodes, OPS[op].operands, strict=True)
         ]
-        if not all(fits) or not self._texts(op, args) or not self._kinds(op, args, span):
+        if (
+            not all(fits)
+            or not (op == "cast" or self._texts(op, args))
+            or not self._kinds(op, args, span)
+        ):
             return None
         match op, args:
             case "neg", (ir.Const(value=int() | float() as number, symbol=""),):
@@ -288,12 +376,18 @@ class ExpressionResolver:
         if rule is Rule.SCALAR_ONLY and widest > Kind.SCALAR:
             hints = ("Choose per element with where(mask, a, b).",) if op == "select" else ()
             message = f"'{spoken(op)}' works on numbers, not on tensors."
-        elif rule is Rule.INITIAL and not self.in_state:
+        elif rule in INITIAL and not self.in_state:
             hints = (f"Declare a slot: state name = {op}(...)",)
             message = f"'{op}' makes a slot's first value only."
-        elif rule is Rule.INITIAL and not self._makes_slot(args):
+        elif rule in INITIAL and not self._makes_slot(args):
             hints = (f"Write: {op}(param{', value' if len(args) > 1 else ''})",)
             message = f"'{op}' makes a slot's first value from 'param'."
+        elif rule is Rule.HOST and widest != Kind.REDUCED:
+            hints = ("Write: host(norm(tensor))",)
+            message = "'host' reads one number per parameter: a reduction's."
+        elif op == "addmm" and any(not ir.is_scalar(x) for x in args[3:]):
+            hints = ("Write: addmm(x, a, b, beta, alpha)",)
+            message = "The last two values of 'addmm' are numbers."
         elif OPS[op].host is None and widest <= Kind.SCALAR:
             hints = ()
             message = f"'{spoken(op)}' works on tensors, this is a number."
@@ -332,6 +426,22 @@ class ExpressionResolver:
             hints=_conversion(found, Type.NUMBER, span),
         )  # fmt: skip
         return False
+
+
+def known_set(condition: ir.Expr | None, holds: bool) -> frozenset[str]:
+    """The names that certainly have a value where the condition holds, or does not."""
+    match condition, holds:
+        case ir.Apply(op="unset", args=(ir.Ref(name=name),)), False:
+            return frozenset({name})
+        case ir.Apply(op="not", args=(operand,)), _:
+            return known_set(operand, not holds)
+        case (ir.Apply(op="and", args=(left, right)), True) | (
+            ir.Apply(op="or", args=(left, right)),
+            False,
+        ):
+            return known_set(left, holds) | known_set(right, holds)
+        case _:
+            return frozenset()
 
 
 def _conversion(found: Type, expected: Type, span: Span) -> tuple[str, ...]:

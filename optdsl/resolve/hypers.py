@@ -88,6 +88,8 @@ class MemberResolver(ExpressionResolver):
 
     def _hyper(self, declaration: syntax.HyperDecl) -> Hyper | None:
         name, default = declaration.name, declaration.default
+        if isinstance(default, syntax.Unset):
+            return self._optional(declaration)
         if declaration.type is not None and declaration.type.components:
             return self._tuple(declaration, declaration.type.components)
         implied = Base.BOOL if declaration.is_option else Base.REAL
@@ -104,6 +106,27 @@ class MemberResolver(ExpressionResolver):
             return None
         literal = None if default is None else unparse_expr(default)
         return Hyper(name.text, kind, declared, value, literal, span=name.span)
+
+    def _optional(self, declaration: syntax.HyperDecl) -> Hyper | None:
+        """hyper name: optional real = unset"""
+        name, default = declaration.name, declaration.default
+        assert default is not None
+        words = declaration.type.words if declaration.type is not None else ()
+        if declaration.is_option or not any(w.text == "optional" for w in words):
+            self.log.error(
+                Code.WRONG_TYPE, f"'{name.text}' is not optional: it cannot be unset.",
+                default.span, hints=(f"Write: hyper {name.text}: optional real = unset",),
+            )  # fmt: skip
+            return None
+        declared = self._value_type(declaration.type, Base.REAL)
+        ref = ir.Ref(name.text, Role.HYPER, Kind.HYPER, type_of(declared), name.span)
+        if not self.scope.declare(name, ref, self.log):
+            return None
+        self.optional |= {name.text}
+        if declared.base is not Base.TEXT:
+            self.unset |= {name.text}  # a text compares with None, too
+        value = ir.Const(None, span=default.span)
+        return Hyper(name.text, Kind.HYPER, declared, value, "unset", span=name.span)
 
     def _fits_option(
         self, declaration: syntax.HyperDecl, value: ir.Expr | None, declared: ValueType
@@ -150,36 +173,52 @@ class MemberResolver(ExpressionResolver):
         return False
 
     def _tuple(
-        self, declaration: syntax.HyperDecl, components: tuple[syntax.Name, ...]
+        self, declaration: syntax.HyperDecl, components: tuple[syntax.Component, ...]
     ) -> Hyper | None:
         name = declaration.name
+        optional = tuple(self._may_be_unset(c) for c in components)
         parts: tuple[ir.Expr, ...] | None = None
         if declaration.is_option:
             self.log.error(
                 Code.OPTION_MISUSE, f"The option '{name.text}' is true or false, not a tuple.",
-                components[0].span.to(components[-1].span),
+                components[0].name.span.to(components[-1].name.span),
                 hints=(f"Numbers are declared with: hyper {name.text}: (...) = (...)",),
             )  # fmt: skip
         else:
-            parts = self.tuple_parts(declaration.default, name, len(components))
+            parts = self.tuple_parts(declaration.default, name, optional)
         free = self.scope.declare(
             name, ir.Ref(name.text, Role.HYPER, Kind.HYPER, Type.TEXT, name.span), self.log
         )
         for component in components:
-            part = ir.Ref(component.text, Role.HYPER, Kind.HYPER, Type.NUMBER, component.span)
-            free &= self.scope.declare(component, part, self.log)
+            part_name = component.name
+            part = ir.Ref(part_name.text, Role.HYPER, Kind.HYPER, Type.NUMBER, part_name.span)
+            free &= self.scope.declare(part_name, part, self.log)
         if parts is None or not free:
             return None
         assert declaration.default is not None
+        names = tuple(c.name.text for c in components)
+        may_be_unset = tuple(
+            n for n, is_optional in zip(names, optional, strict=True) if is_optional
+        )
+        self.optional |= {*may_be_unset}
+        self.unset |= {*may_be_unset}
         return Hyper(
             name.text, Kind.HYPER, ValueType(Base.REAL), None, unparse_expr(declaration.default),
-            tuple(c.text for c in components), parts, name.span,
+            names, parts, may_be_unset, name.span,
         )  # fmt: skip
 
+    def _may_be_unset(self, component: syntax.Component) -> bool:
+        if component.modifier is None:
+            return False
+        if component.modifier.text != "optional":
+            self._refuse_type(component.modifier)
+        return True
+
     def tuple_parts(
-        self, default: syntax.Expr | None, name: syntax.Name, length: int
+        self, default: syntax.Expr | None, name: syntax.Name, optional: Sequence[bool]
     ) -> tuple[ir.Expr, ...] | None:
-        """The values of a tuple's parts."""
+        """The values of a tuple's parts, of which some may be unset."""
+        length = len(optional)
         if not isinstance(default, syntax.TupleExpr) or len(default.items) != length:
             example = ", ".join(["..."] * length)
             self.log.error(
@@ -188,7 +227,12 @@ class MemberResolver(ExpressionResolver):
                 hints=(f"Write: ({example})",),
             )  # fmt: skip
             return None
-        parts = [self.expr(item) for item in default.items]
+        parts = [
+            ir.Const(None, span=item.span)
+            if may_be_unset and isinstance(item, syntax.Unset)
+            else self.expr(item)
+            for item, may_be_unset in zip(default.items, optional, strict=True)
+        ]
         found = tuple(
             p
             for p, item in zip(parts, default.items, strict=True)
@@ -200,7 +244,11 @@ class MemberResolver(ExpressionResolver):
         if declared is None:
             return ValueType(implied)
         if declared.choices:
-            return ValueType(Base.TEXT, choices=tuple(c.value for c in declared.choices))
+            for word in declared.words:
+                if word.text != "optional":
+                    self._refuse_type(word)
+            choices = tuple(c.value for c in declared.choices)
+            return ValueType(Base.TEXT, bool(declared.words), choices=choices)
         *modifiers, last = (word.text for word in declared.words)
         for word in declared.words:
             if word.text not in (*BASES, *MODIFIERS):
@@ -227,14 +275,15 @@ class MemberResolver(ExpressionResolver):
 
     # Conditions
 
-    def add_requires(self, clause: syntax.RequireClause) -> None:
+    def add_requires(self, clause: syntax.RequireClause, about_param: bool = False) -> None:
+        """`about_param`: the message may show the parameter's shape."""
         if clause.message is not None:
-            self._check_message(clause.message)
+            self._check_message(clause.message, about_param)
         for condition in clause.conditions:
             expr = self.expr(condition)
             if expr is None or not self.expect_bool(expr, condition.span):
                 continue
-            if ir.kind_of(expr) > Kind.HYPER:
+            if not ir.is_given(expr):
                 self.log.error(
                     Code.WRONG_KIND, "A 'require' speaks of hyperparameters, not of values.",
                     condition.span,
@@ -245,9 +294,11 @@ class MemberResolver(ExpressionResolver):
             text = clause.message.value if clause.message else require_message(hypers, condition)
             self.requires.append(ir.Require(expr, text, hypers, condition.span))
 
-    def _check_message(self, message: syntax.Text) -> None:
+    def _check_message(self, message: syntax.Text, about_param: bool) -> None:
         for offset, name in placeholders(message.value):
             known = self.scope.names.get(name)
+            if name == "param.shape" and about_param:
+                continue
             if known is not None and known.role in (Role.HYPER, Role.OPTION):
                 continue
             start = message.span.start + 1 + offset
@@ -296,12 +347,14 @@ class MemberResolver(ExpressionResolver):
 def _declared(declaration: syntax.HyperDecl) -> tuple[syntax.Name, ...]:
     """The names that a declaration makes."""
     components = declaration.type.components if declaration.type is not None else ()
-    return (declaration.name, *components)
+    return (declaration.name, *(c.name for c in components))
 
 
 def fits(value: ir.Expr, declared: ValueType) -> bool:
     """Whether a default is of the declared type."""
     match value, declared.base:
+        case ir.Const(value=None), _:
+            return declared.optional
         case ir.Const(value=str() as text), Base.TEXT:
             return not declared.choices or text in declared.choices
         case ir.Const(value=bool()), base:

@@ -7,15 +7,22 @@ from typing import assert_never
 from optdsl import ir, syntax
 from optdsl.diagnostics import Code, did_you_mean
 from optdsl.ir import FLAGS, Role, Spec, State
-from optdsl.ops import OPS, Kind, Rule, Type
+from optdsl.ops import OPS, Kind, Type
+from optdsl.resolve.expressions import INITIAL
 from optdsl.resolve.statements import StatementResolver
 from optdsl.resolve.words import head
 from optdsl.source import Span
 
 MEMBERS = (
     syntax.Doc, syntax.Cite, syntax.HyperDecl, syntax.Flags, syntax.Signature, syntax.StateDecl,
-    syntax.RequireClause, syntax.ParamRequire, syntax.Update,
+    syntax.RequireClause, syntax.ParamRequire, syntax.Sparse, syntax.Complex, syntax.Routine,
+    syntax.Update,
 )  # fmt: skip
+
+
+# How an update treats a sparse gradient, and which parts of it may be complex arithmetic.
+SPARSE = ("rows", "linear", "only")
+COMPLEX = ("none", "decay", "descend")
 
 
 class OptimizerResolver(StatementResolver):
@@ -28,7 +35,7 @@ class OptimizerResolver(StatementResolver):
         self.scope.names["grad"] = ir.Ref("grad", Role.GRAD, Kind.ELEMENTWISE)
         states = self._states()
         for member in self.members(syntax.ParamRequire):
-            self.add_requires(member.clause)
+            self.add_requires(member.clause, about_param=True)
         signature = self._signature()
         self.check_order(signature)
         doc, cites = self.doc(), self.cites()
@@ -44,10 +51,11 @@ class OptimizerResolver(StatementResolver):
                 Code.UNSUPPORTED, "An optimizer's update takes nothing.", update.parameters[0].span,
                 hints=("Write: update { ... }",),
             )  # fmt: skip
-        self.unset = frozenset(s.name for s in states if s.initial is None)
+        self.unset |= {s.name for s in states if s.initial is None}
         spec = Spec(
             name.text, self.definition.span.source, doc, cites, tuple(self.hypers), signature,
-            tuple(self.requires), states, self.infer(update.body), span=name.span,
+            tuple(self.requires), states, self.infer(update.body), sparse=self._sparse(),
+            complex=self._complex(), span=name.span,
         )  # fmt: skip
         if not self.log.failed:
             self._check_use(spec, update)
@@ -62,6 +70,31 @@ class OptimizerResolver(StatementResolver):
                         word.span, hints=("Leave 'per_group' out.",),
                     )  # fmt: skip
 
+    def _sparse(self) -> str:
+        """How the update treats a sparse gradient."""
+        given = self.only(syntax.Sparse, "'sparse'")
+        if given is None:
+            return ""
+        if given.mode.text not in SPARSE:
+            self.log.error(
+                Code.UNKNOWN_NAME, f"Unknown treatment '{given.mode.text}'.", given.mode.span,
+                hints=did_you_mean(given.mode.text, SPARSE) or (f"It is {' or '.join(SPARSE)}.",),
+            )  # fmt: skip
+        return given.mode.text
+
+    def _complex(self) -> tuple[str, ...] | None:
+        """The parts of the update that are complex arithmetic; None for the default."""
+        given = self.only(syntax.Complex, "'complex'")
+        if given is None:
+            return None
+        for part in given.parts:
+            if part.text not in COMPLEX:
+                self.log.error(
+                    Code.UNKNOWN_NAME, f"Unknown part '{part.text}'.", part.span,
+                    hints=did_you_mean(part.text, COMPLEX) or (f"It is {', '.join(COMPLEX)}.",),
+                )  # fmt: skip
+        return tuple(p.text for p in given.parts if p.text != "none")
+
     # Slots
 
     def _states(self) -> tuple[State, ...]:
@@ -74,7 +107,8 @@ class OptimizerResolver(StatementResolver):
 
     def _state(self, member: syntax.StateDecl) -> State | None:
         name = member.name
-        if member.type is not None:
+        integer = member.type is not None and [w.text for w in member.type.words] == ["int"]
+        if member.type is not None and not integer:
             self.log.error(
                 Code.UNSUPPORTED, "A slot takes its type from the precision policy.",
                 member.type.span, hints=(f"Write: state {name.text} = ...",),
@@ -91,14 +125,15 @@ class OptimizerResolver(StatementResolver):
             self.scope.broken.add(name.text)
         if when is not None:
             self.whens[name.text] = when
-        return State(name.text, kind, initial, when, member.eager, name.span)
+        eager, output = member.modifier == "eager", member.modifier == "output"
+        return State(name.text, kind, initial, when, eager, integer, output, name.span)
 
     def _when(self, node: syntax.Expr) -> ir.Expr | None:
         """Whether a slot exists is decided before anything is computed."""
         when = self.expr(node)
         if when is None or not self.expect_bool(when, node.span):
             return None
-        if ir.kind_of(when) <= Kind.HYPER:
+        if ir.is_given(when):
             return when
         self.log.error(
             Code.WRONG_KIND, "Whether a slot exists cannot depend on the step.", node.span,
@@ -122,7 +157,7 @@ class OptimizerResolver(StatementResolver):
                 slots[0].span, hints=("A first value reads hyperparameters and 'param'.",),
             )  # fmt: skip
             return None
-        fresh = isinstance(initial, ir.Apply) and OPS[initial.op].rule is Rule.INITIAL
+        fresh = isinstance(initial, ir.Apply) and OPS[initial.op].rule in INITIAL
         if fresh or ir.is_scalar(initial):
             return initial
         self.log.error(
@@ -205,7 +240,7 @@ class OptimizerResolver(StatementResolver):
                 hints=("End it with: descend lr * grad",),
             )  # fmt: skip
             return
-        effective = effective_names(spec.body)
+        effective = effective_names(spec.body, frozenset(s.name for s in spec.states if s.output))
         conditions = [e for s in spec.states for e in (s.when, s.initial) if e is not None]
         wanted = effective | {r.name for c in conditions for r in ir.refs(c)}
         body = list(ir.statements(spec.body))
@@ -246,9 +281,12 @@ def _changes_param(stmt: ir.Stmt) -> bool:
             return False
 
 
-def effective_names(body: tuple[ir.Stmt, ...]) -> frozenset[str]:
-    """The names whose values reach the parameter, in this step or through a slot in a later one."""
-    needed = {"param"}
+def effective_names(
+    body: tuple[ir.Stmt, ...], outputs: frozenset[str] = frozenset()
+) -> frozenset[str]:
+    """The names whose values reach the parameter or a slot for the user, in this step or through a
+    slot in a later one."""
+    needed = {"param", *outputs}
 
     def visit(block: tuple[ir.Stmt, ...]) -> bool:
         """Whether the block writes something needed."""
@@ -264,6 +302,8 @@ def effective_names(body: tuple[ir.Stmt, ...]) -> frozenset[str]:
                 case ir.If(condition=value):
                     inner = visit(stmt.then)
                     writes = visit(stmt.orelse) or inner
+                case ir.Repeat(count=value):
+                    writes = visit(stmt.body)
                 case _:
                     assert_never(stmt)
             if writes:

@@ -172,7 +172,7 @@ class ScheduleResolver(StatementResolver):
             if (
                 member.type
                 or member.when
-                or member.eager
+                or member.modifier
                 or isinstance(member.initial, syntax.Unset)
             ):
                 self.log.error(
@@ -195,6 +195,8 @@ class ScheduleResolver(StatementResolver):
                 self.scope.broken.add(member.name.text)
             elif free:
                 states.append(
-                    State(member.name.text, Kind.SCALAR, initial, None, False, member.name.span)
+                    State(
+                        member.name.text, Kind.SCALAR, initial, None, False, span=member.name.span
+                    )
                 )
         return tuple(states)

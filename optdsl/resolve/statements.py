@@ -10,6 +10,7 @@ from optdsl import ir, syntax
 from optdsl.diagnostics import Code, Log, did_you_mean
 from optdsl.ir import Role
 from optdsl.ops import BINARY, Kind, Type
+from optdsl.resolve.expressions import known_set
 from optdsl.resolve.hypers import MemberResolver
 from optdsl.resolve.words import TYPES, article
 
@@ -57,6 +58,8 @@ class StatementResolver(MemberResolver):
                     yield ir.Descend(value, node.span)
             case syntax.IfStmt():
                 yield from self._if(node)
+            case syntax.RepeatStmt():
+                yield from self._repeat(node)
             case _:
                 assert_never(node)
 
@@ -144,7 +147,8 @@ class StatementResolver(MemberResolver):
 
     def _widen(self, target: ir.Ref, kind: Kind, node: syntax.AssignStmt) -> bool:
         """Let an assignment widen a local name's kind; a slot's is declared."""
-        if kind <= target.kind:
+        tensor = target.kind >= Kind.ELEMENTWISE and kind >= Kind.ELEMENTWISE
+        if kind <= target.kind or (tensor and target.role in (Role.STATE, Role.PARAM)):
             return True
         if target.role is not Role.STATE:
             declared = self.scope.spans.get(target.name)
@@ -167,12 +171,12 @@ class StatementResolver(MemberResolver):
         if condition is None:
             # Nothing is known about slots any more, so nothing is said about them.
             unset, self.whens = frozenset(), {}
-        self.unset = unset - _known_set(condition, True)
+        self.unset = unset - known_set(condition, True)
         self.guards = guards | _known(condition, True)
         assigned = self.assigned
         then = self.block(node.then)
         after_then, assigned_then = self.unset, self.assigned
-        self.unset = unset - _known_set(condition, False)
+        self.unset = unset - known_set(condition, False)
         self.guards = guards | _known(condition, False)
         self.assigned = assigned
         orelse = self.block(node.orelse)
@@ -180,6 +184,31 @@ class StatementResolver(MemberResolver):
         self.guards, self.unset, self.whens = guards, after_then | self.unset, whens
         if condition is not None:
             yield ir.If(condition, then, orelse, node.span)
+
+    def _repeat(self, node: syntax.RepeatStmt) -> Iterator[ir.Stmt]:
+        """The body may not run at all, so nothing that it sets is set behind it."""
+        count = self.expr(node.count)
+        unset, assigned = self.unset, self.assigned
+        body = self.block(node.body)
+        self.unset, self.assigned = unset, assigned | self.assigned
+        if count is None or not self.expect_number(count, node.count.span):
+            return
+        if not self._is_integer(count):
+            self.log.error(
+                Code.WRONG_KIND, "How often to repeat is an integer.", node.count.span,
+                hints=("Write a literal, or a hyperparameter of the type int.",),
+            )  # fmt: skip
+            return
+        yield ir.Repeat(count, body, node.span)
+
+    def _is_integer(self, count: ir.Expr) -> bool:
+        match count:
+            case ir.Const(value=value):
+                return isinstance(value, int)
+            case ir.Ref(name=name, role=Role.HYPER):
+                return any(h.name == name and h.type.base is ir.Base.INT for h in self.hypers)
+            case _:
+                return False
 
     def _condition(self, node: syntax.Expr) -> ir.Expr | None:
         condition = self.expr(node)
@@ -216,19 +245,3 @@ def _known(condition: ir.Expr | None, holds: bool) -> frozenset[ir.Expr]:
         case _:
             assert condition is not None
             return frozenset({condition if holds else ir.apply("not", condition)})
-
-
-def _known_set(condition: ir.Expr | None, holds: bool) -> frozenset[str]:
-    """The slots that certainly have a value where the condition holds, or does not."""
-    match condition, holds:
-        case ir.Apply(op="unset", args=(ir.Ref(name=name),)), False:
-            return frozenset({name})
-        case ir.Apply(op="not", args=(operand,)), _:
-            return _known_set(operand, not holds)
-        case (ir.Apply(op="and", args=(left, right)), True) | (
-            ir.Apply(op="or", args=(left, right)),
-            False,
-        ):
-            return _known_set(left, holds) | _known_set(right, holds)
-        case _:
-            return frozenset()

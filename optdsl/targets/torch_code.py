@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import assert_never
+from typing import TypeGuard, assert_never
 
 from optdsl import printing
 from optdsl.diagnostics import unsupported
@@ -18,10 +19,10 @@ from optdsl.ir import (
     If,
     Let,
     Ref,
+    Repeat,
     Role,
     Spec,
     Stmt,
-    expressions,
     is_scalar,
     kind_of,
     map_expr,
@@ -32,7 +33,7 @@ from optdsl.ir import (
 )
 from optdsl.ops import SYMBOLS, Kind, Type
 from optdsl.passes.complex_views import first_real_statement
-from optdsl.passes.liveness import needed_copies
+from optdsl.passes.liveness import needed_copies, shown
 from optdsl.targets.layout import comment, indented
 
 Lines = tuple[str, ...]
@@ -67,55 +68,57 @@ class Writer(ABC):
     def __init__(self, spec: Spec) -> None:
         self.spec = replace(spec, body=tuple(map_stmt(s, tensors_first) for s in spec.body))
         self.copies = needed_copies(self.spec.body)
+        # Changes of scalar slots that come before whatever reads them: one operation for all rows.
+        self.up_front = _up_front(self.spec.body)
+        # Scalar slots that change by a value of each row's own.
+        self.changing = {s.target.name for s in self.slot_changes() if id(s) not in self.up_front}
+        self.stored = {"param", *self.tensor_slots()}
         # Local names whose tensor belongs to nobody else: they may be changed in place.
         self.owned: set[str] = set()
 
     def body(self) -> Lines:
         """The whole update after the scalar slots were advanced."""
-        split = first_real_statement(self.spec.body)
+        split = first_real_statement(self.spec)
         lines: list[str] = []
         for index, stmt in enumerate(self.spec.body):
             if index == split:
                 lines += self.real_views()
+            if split is not None and index >= split and self.is_complex_step(stmt):
+                lines += self.complex_views(stmt)
             lines += self.statement(stmt, self.indent)
         return tuple(lines)
 
-    def advance(self, slot: Assign) -> Lines:
-        """A scalar slot's change, for all parameters of the rows in one operation."""
-        if not slot.operator or kind_of(slot.value) > Kind.HYPER:
-            raise unsupported(
-                f"The scalar slot '{slot.target.name}' changes by a value of its own here.",
-                slot.span,
-                "Slots that are numbers can be advanced with += or *= by hyperparameters.",
-            )
-        value = self.scalar(slot.value)
+    def is_complex_step(self, stmt: Stmt) -> bool:
+        """Whether a statement behind the real ones is complex arithmetic again."""
         return (
-            comment(slot.span.text),
-            f'rows.vectors["{slot.target.name}"] {SYMBOLS[slot.operator]}= {value}',
+            isinstance(stmt, Assign)
+            and stmt.target.role is Role.PARAM
+            and self.stays_complex("param")
         )
 
+    def stays_complex(self, name: str) -> bool:
+        """Whether a tensor is not seen as a real one."""
+        return name == "param" and "descend" in (self.spec.complex or ())
+
+    def slot_changes(self) -> Iterator[Assign]:
+        """The assignments to scalar slots."""
+        return (s for s in statements(self.spec.body) if _changes_number(s))
+
     def advances(self) -> Lines:
-        """The changes of scalar slots, which come first: nothing has read them yet."""
+        """The changes of scalar slots for all rows in one operation."""
         lines: list[str] = []
-        read: set[str] = set()
-        for stmt in statements(self.spec.body):
-            if isinstance(stmt, Assign) and is_scalar(stmt.target):
-                if stmt.target.role is Role.LOCAL:
-                    continue
-                if stmt.target.name in read or stmt not in self.spec.body:
-                    raise unsupported(
-                        f"The scalar slot '{stmt.target.name}' changes after it was read, or in a "
-                        "branch.",
-                        stmt.span,
-                        "Advance it in the first lines of the update.",
-                    )
-                lines += self.advance(stmt)
-            read |= {r.name for e in expressions(stmt) for r in refs(e)}
+        for change in self.slot_changes():
+            if id(change) in self.up_front:
+                operator, value = SYMBOLS[change.operator], self.scalar(change.value)
+                lines += (
+                    comment(change.span.text),
+                    f'rows.vectors["{change.target.name}"] {operator}= {value}',
+                )
         return tuple(lines)
 
     def scalar_slots(self) -> tuple[str, ...]:
-        """The scalar slots that the update reads as numbers."""
-        used = {r.name for r in reads(self.spec.body) if r.role is Role.STATE}
+        """The scalar slots that the update reads as numbers, or changes row by row."""
+        used = {r.name for r in reads(self.spec.body) if r.role is Role.STATE} | self.changing
         return tuple(s.name for s in self.spec.states if s.kind is Kind.SCALAR and s.name in used)
 
     def tensor_slots(self) -> tuple[str, ...]:
@@ -124,9 +127,13 @@ class Writer(ABC):
     def statement(self, stmt: Stmt, indent: int) -> Lines:
         match stmt:
             case Assign(target=target) if is_scalar(target) and target.role is Role.STATE:
-                return ()  # advanced before
+                if id(stmt) in self.up_front:
+                    return ()
+                return (comment(stmt.span.text), *self.change(stmt, indent))
             case If():
                 return self.branch(stmt, indent, "if")
+            case Repeat():
+                return self.repeat(stmt, indent)
             case Let() | Assign():
                 return (comment(stmt.span.text), *self.assignment(stmt, indent))
             case Descend():
@@ -135,7 +142,7 @@ class Writer(ABC):
                 assert_never(stmt)
 
     def branch(self, stmt: If, indent: int, word: str) -> Lines:
-        condition = self.scalar(stmt.condition)
+        condition = self.condition(stmt.condition)
         before = set(self.owned)
         then = self.block(stmt.then, indent) or ("pass",)
         after_then, self.owned = self.owned, before
@@ -150,30 +157,42 @@ class Writer(ABC):
         self.owned &= after_then
         return tuple(lines)
 
+    def repeat(self, stmt: Repeat, indent: int) -> Lines:
+        before = set(self.owned)
+        self.block(stmt.body, indent)
+        # A round begins with what the one before it left.
+        self.owned &= before
+        body = self.block(stmt.body, indent)
+        self.owned &= before
+        return (f"for _ in range({self.scalar(stmt.count)}):", *indented(body))
+
     def block(self, body: tuple[Stmt, ...], indent: int) -> Lines:
         return tuple(line for s in body for line in self.statement(s, indent + 4))
 
     def scalar(self, expr: Expr) -> str:
         """A number or a condition, in the host's arithmetic."""
-
-        def ask(node: Expr) -> Expr:
-            match node:
-                case Apply(op="unset", args=(Ref(name=name),)):
-                    return Ref(f'"{name}" in rows.unset', Role.LOCAL, Kind.HYPER, Type.BOOL)
-                case Ref(role=Role.PROPERTY):
-                    raise unsupported(
-                        "Properties of the parameter stand in 'when' and 'require' only.",
-                        node.span,
-                    )
-                case _:
-                    return node
-
         try:
-            return printing.show(map_expr(expr, ask), printing.host)
+            return printing.show(self.on_host(expr), printing.host)
         except printing.Unspellable as error:
             raise unsupported(
                 f"'{error.expr.op}' has no meaning for numbers.", error.expr.span
             ) from None
+
+    def on_host(self, expr: Expr) -> Expr:
+        """A number with all that Python spells in its own way as names of that text."""
+
+        def ask(node: Expr) -> Expr:
+            match node:
+                case Apply(op="unset", args=(Ref(name=name, role=Role.STATE),)):
+                    return Ref(f'"{name}" in rows.unset', Role.LOCAL, Kind.HYPER, Type.BOOL)
+                case Apply(op="host", args=(tensor,)):
+                    return Ref(f"{self.one(tensor)}.item()", Role.LOCAL, Kind.HYPER)
+                case Ref(name=name, role=Role.STATE) if name in self.changing:
+                    return self.number_now(node)
+                case _:
+                    return node
+
+        return printing.none_tests(map_expr(expr, ask))
 
     def assignment(self, stmt: Let | Assign, indent: int) -> Lines:
         """A name's or a slot's new value."""
@@ -189,9 +208,26 @@ class Writer(ABC):
         if fresh:
             self.owned.add(name)
         # Another name for the same tensor: from now on nobody owns it.
-        if isinstance(stmt.value, Ref) and not fresh:
-            self.owned.discard(stmt.value.name)
+        origin = shown(stmt.value)
+        if origin is not None and not fresh:
+            self.owned.discard(origin.name)
         return lines
+
+    def condition(self, expr: Expr) -> str:
+        """What decides a branch."""
+        return self.scalar(expr)
+
+    def number_now(self, slot: Ref) -> Expr:
+        """How a scalar slot that changes row by row is read."""
+        return slot
+
+    @abstractmethod
+    def one(self, expr: Expr) -> str:
+        """A tensor's text, for one row."""
+
+    @abstractmethod
+    def change(self, stmt: Assign, indent: int) -> Lines:
+        """A scalar slot's change by a value of each row's own."""
 
     @abstractmethod
     def scalar_assignment(self, name: str, value: Expr, indent: int) -> Lines:
@@ -208,6 +244,33 @@ class Writer(ABC):
     @abstractmethod
     def real_views(self) -> Lines:
         """Complex tensors as real ones from here on."""
+
+    @abstractmethod
+    def complex_views(self, stmt: Stmt) -> Lines:
+        """What a step reads, as complex again."""
+
+
+def _changes_number(stmt: Stmt) -> TypeGuard[Assign]:
+    return isinstance(stmt, Assign) and is_scalar(stmt.target) and stmt.target.role is Role.STATE
+
+
+def _up_front(body: tuple[Stmt, ...]) -> frozenset[int]:
+    """The changes of scalar slots, by `id`, that nothing before them reads or writes, and that are
+    the same for all rows."""
+    found: set[int] = set()
+    seen: set[str] = set()
+    for stmt in body:
+        if (
+            _changes_number(stmt)
+            and stmt.operator
+            and kind_of(stmt.value) <= Kind.HYPER
+            and stmt.target.name not in seen
+        ):
+            found.add(id(stmt))
+            continue
+        seen |= {r.name for r in reads((stmt,))}
+        seen |= {s.target.name for s in statements((stmt,)) if isinstance(s, Assign)}
+    return frozenset(found)
 
 
 def tensors_first(expr: Expr) -> Expr:

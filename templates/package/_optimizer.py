@@ -39,6 +39,15 @@ def as_real_list(tensors: Tensors) -> Tensors:
     return [as_real(tensor) for tensor in tensors]
 
 
+def as_complex(tensor: Tensor) -> Tensor:
+    """The complex tensor that `as_real` showed."""
+    return torch.view_as_complex(tensor)
+
+
+def as_complex_list(tensors: Tensors) -> tuple[Tensor, ...]:
+    return tuple(as_complex(tensor) for tensor in tensors)
+
+
 def full_like(param: Tensor, value: float) -> Tensor:
     """A tensor like the parameter, filled; a complex one with the value in both parts, as torch."""
     return torch.full_like(param, complex(value, value) if param.is_complex() else value)
@@ -54,9 +63,17 @@ def dot(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum()
 
 
+def zeros_along(param: Tensor, dim: int) -> Tensor:
+    """Zeros of the parameter's shape, with size 1 along one dimension."""
+    shape = list(param.shape)
+    shape[dim] = 1
+    return param.new_zeros(shape)
+
+
 @dataclass(frozen=True)
 class Slot:
-    """A tensor, or with `scalar` a number, that an optimizer keeps for each parameter.
+    """A tensor, or with `scalar` a number, that an optimizer keeps for each parameter. The state
+    holds a number as a tensor without dimensions, or with `integer` as a Python int.
 
     `initial` makes its first value from the group and the parameter, None where the slot exists
     only after its first assignment. `when` says for which parameters it exists.
@@ -65,6 +82,7 @@ class Slot:
     name: str
     initial: Callable[[Group, Tensor], Any] | None
     scalar: bool = False
+    integer: bool = False
     when: Callable[[Group, Tensor], bool] | None = None
     eager: bool = False
 
@@ -143,6 +161,8 @@ class Optimizer(torch.optim.Optimizer):
     slots: ClassVar[tuple[Slot, ...]] = ()
     # Options that a derived optimizer has decided, whatever a checkpoint says.
     fixed: ClassVar[dict[str, bool]] = {}
+    # Whether an update of real and imaginary parts, as elements of their own, has a meaning.
+    supports_complex: ClassVar[bool] = True
     # The module of this package with the fused GPU kernel.
     kernels: ClassVar[str] = ""
 
@@ -167,6 +187,11 @@ class Optimizer(torch.optim.Optimizer):
     @staticmethod
     def check_param(group: Group, param: Tensor) -> None:
         """Raise ValueError for a parameter that the algorithm cannot update."""
+
+    @staticmethod
+    def _agreement(param: Tensor, state: dict[str, Any]) -> tuple[Any, ...]:
+        """What parameters agree in that `_multi_tensor` updates together: its branches read it."""
+        return ()
 
     @staticmethod
     def _single_tensor(group: Group, rows: Rows) -> None:
@@ -243,8 +268,9 @@ class Optimizer(torch.optim.Optimizer):
             if any(group is other for other in done):
                 continue
             _refuse_capture(group)
-            update = self._multi_tensor if self._uses_foreach(group) else self._single_tensor
-            for rows, commit in self._rows(index, group):
+            foreach = self._uses_foreach(group)
+            update = self._multi_tensor if foreach else self._single_tensor
+            for rows, commit in self._rows(index, group, foreach):
                 wide, back = rows.widened()
                 update(group, wide)
                 for stored, value in back:
@@ -282,7 +308,9 @@ class Optimizer(torch.optim.Optimizer):
             self.state[param] = state
         return state
 
-    def _rows(self, index: int, group: Group) -> list[tuple[Rows, Callable[[], None]]]:
+    def _rows(
+        self, index: int, group: Group, foreach: bool = False
+    ) -> list[tuple[Rows, Callable[[], None]]]:
         """The group's parameters that have a gradient, in batches, and what ends each batch."""
         tensor_slots = [slot for slot in self.slots if not slot.scalar]
         batches: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
@@ -292,6 +320,8 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             if grad.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            if param.is_complex() and not self.supports_complex:
+                raise RuntimeError(f"{type(self).__name__} does not support complex parameters")
             state = self._initialise(group, param)
             unset = frozenset(
                 slot.name
@@ -309,7 +339,8 @@ class Optimizer(torch.optim.Optimizer):
                 for slot in tensor_slots
             ]
             dtypes = tuple(None if value is None else value.dtype for value in values)
-            key = (unset, param.device, param.dtype, grad.dtype, dtypes)
+            agreement = self._agreement(param, state) if foreach else ()
+            key = (unset, param.device, param.dtype, grad.dtype, dtypes, agreement)
             batches.setdefault(key, []).append((param, grad, *values))
         result = []
         for (unset, *_), members in batches.items():

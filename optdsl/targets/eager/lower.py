@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from optdsl import passes
 from optdsl.diagnostics import unsupported
-from optdsl.ir import Apply, Const, Expr, Ref, Spec, is_scalar, kind_of, type_of
-from optdsl.ops import OPS, Call, Infix, Method, Type
+from optdsl.ir import (
+    Apply,
+    Assign,
+    Const,
+    Expr,
+    Ref,
+    Spec,
+    Stmt,
+    is_scalar,
+    kind_of,
+    reads,
+    type_of,
+)
+from optdsl.ops import OPS, SYMBOLS, Along, Call, Infix, Kind, Method, Type
+from optdsl.passes.liveness import shown
 from optdsl.targets.eager.view import View
 from optdsl.targets.layout import (
     WIDTH,
@@ -52,16 +67,35 @@ class Eager(Writer):
         numbers, tensors = self.scalar_slots(), self.tensor_slots()
         names = ", ".join(("param", "grad", *numbers, *tensors))
         sources = ["rows.params", "rows.grads"]
-        sources += [f'rows.vectors["{n}"].tolist()' for n in numbers]
+        # What changes row by row is iterated as tensors without dimensions, views of the slots.
+        sources += [
+            f'rows.vectors["{n}"]{"" if n in self.changing else ".tolist()"}' for n in numbers
+        ]
         sources += [f'rows.slots["{n}"]' for n in tensors]
         return bracketed(f"for {names} in zip(", [*sources, "strict=True"], "):", 8)
 
     def real_views(self) -> Lines:
-        names = ["param", "grad", *self.tensor_slots()]
+        names = [n for n in ("param", "grad", *self.tensor_slots()) if not self.stays_complex(n)]
         lines = tuple(f"{name} = as_real({name})" for name in names)
         # The gradient's view is nobody else's business, but its storage is.
         self.owned.discard("grad")
         return ("if rows.is_complex:", *indented(lines))
+
+    def complex_views(self, stmt: Stmt) -> Lines:
+        names = dict.fromkeys(r.name for r in reads((stmt,)) if is_tensor(r) and r.name != "param")
+        return ("if rows.is_complex:", *indented(f"{n} = as_complex({n})" for n in names))
+
+    def one(self, expr: Expr) -> str:
+        return self.value(expr)
+
+    def number_now(self, slot: Ref) -> Expr:
+        return replace(slot, name=f"{slot.name}.item()")
+
+    def change(self, stmt: Assign, indent: int) -> Lines:
+        name, value = stmt.target.name, self.scalar(stmt.value)
+        if stmt.operator:
+            return (f"{name} {SYMBOLS[stmt.operator]}= {value}",)
+        return bracketed(f"{name}.fill_(", [value], ")", indent)
 
     def scalar_assignment(self, name: str, value: Expr, indent: int) -> Lines:
         return broken_assignment(name, self.scalar(value), indent)
@@ -79,8 +113,8 @@ class Eager(Writer):
         return self.chain(name, name, steps, indent)
 
     def bind(self, name: str, value: Expr, copy: bool, indent: int) -> tuple[Lines, bool]:
-        if isinstance(value, Ref) and is_tensor(value):
-            return (f"{name} = {value.name}{'.clone()' if copy else ''}",), copy
+        if shown(value) is not None:
+            return (f"{name} = {self.value(value)}{'.clone()' if copy else ''}",), copy
         if name in self.owned:
             steps = self.in_place(name, value)
             if steps is not None:
@@ -103,16 +137,20 @@ class Eager(Writer):
         lines = [f"{head}{receiver}.{steps[0]}", *(f"{name}.{step}" for step in steps[1:])]
         return tuple(part for line in lines for part in broken_call(line, indent))
 
-    def in_place(self, name: str, value: Expr) -> list[str] | None:
+    def in_place(self, name: str, value: Expr, last: bool = True) -> list[str] | None:
         """The calls that turn `name` into the value without a second tensor; None if none do.
 
         Only the first call may read `name` in its other operands: later ones would see it changed.
+        What is stored keeps its shape and dtype, so only its last call may meet another dtype.
         """
         match value:
             case Ref(name=other):
                 return [] if other == name else None
-            case Apply(args=(receiver, *others)) if self.has_method(value) and keeps_shape(value):
-                before = self.in_place(name, receiver)
+            case Apply(args=(receiver, *others)) if self.has_method(value) and (
+                keeps_shape(value)
+                or (name in self.stored and (last or value.kind is not Kind.MATRIX))
+            ):
+                before = self.in_place(name, receiver, last=False)
                 if before is None:
                     return None
                 if before and any(mentions(o, name) for o in others):
@@ -163,6 +201,15 @@ class Eager(Writer):
                 return name, []
             case Const():
                 raise AssertionError("a literal is a number")
+            case Apply(op="transpose", args=(operand,)):
+                return f"{self.value(operand)}.mT", []
+            case Apply(op="cast", args=(operand, Const(value=dtype))):
+                receiver, steps = self.parts(operand)
+                return receiver, [*steps, f"to(torch.{dtype}, copy=True)"]
+            case Apply(op="addmm", args=(*tensors, beta, alpha)):
+                operands = [bare(self.value(t)) for t in tensors]
+                scales = [f"beta={self.scalar(beta)}", f"alpha={self.scalar(alpha)}"]
+                return f"torch.addmm({', '.join((*operands, *scales))})", []
             case Apply(op="full_like", args=(_, value)) if is_tensor(value):
                 return self.value(value), ["expand_as(param)", "clone()"]
             case Apply(op="rdiv", args=(scale, divisor)):
@@ -186,7 +233,7 @@ class Eager(Writer):
             case Apply(args=(receiver, *_)) if self.has_method(expr):
                 text, steps = self.parts(receiver)
                 steps = [*steps, AS_NUMBER] if type_of(receiver) is Type.BOOL else steps
-                fresh = bool(steps) or not isinstance(receiver, Ref)
+                fresh = bool(steps) or shown(receiver) is None
                 return text, [*steps, self.method(expr, in_place=fresh and keeps_shape(expr))]
             case Apply(op=op, args=args):
                 return self.generic(op, args, expr), []
@@ -208,6 +255,8 @@ class Eager(Writer):
         if not isinstance(spelling, Infix):
             rest = list(map(bare, rest))
         match spelling:
+            case Along(name=name):
+                return f"{first}.{name}(dim={rest[0]}, keepdim=True)"
             case Method(name=name) if is_scalar(args[0]):
                 return f"torch.{name}({', '.join((first, *rest))})"
             case Method(name=name):
@@ -221,8 +270,12 @@ class Eager(Writer):
 
 
 def keeps_shape(value: Apply) -> bool:
-    """Whether the result fits into the first operand: a norm times a tensor does not."""
-    return kind_of(value.args[0]) == value.kind
+    """Whether the result fits into the first operand, in shape and dtype: a norm times a tensor
+    does not. Rows times columns are a matrix, and a matrix may have a dtype of its own."""
+    receiver, *others = value.args
+    if kind_of(receiver) in (Kind.FACTORED, Kind.MATRIX):
+        return all(kind_of(o) <= Kind.REDUCED for o in others)
+    return kind_of(receiver) == value.kind
 
 
 def bare(text: str) -> str:

@@ -6,41 +6,54 @@ comprehension over the eager target's text.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from keyword import iskeyword
 
-from optdsl import passes
+from optdsl import passes, printing
 from optdsl.ir import (
     Apply,
+    Assign,
     Const,
     Expr,
     If,
+    Let,
     Ref,
+    Repeat,
     Role,
     Spec,
+    Stmt,
+    expressions,
     is_scalar,
     kind_of,
+    map_expr,
+    reads,
     refs,
     statements,
     type_of,
 )
-from optdsl.ops import OPS, Kind, Type
+from optdsl.ops import OPS, SYMBOLS, Kind, Type
+from optdsl.passes.liveness import shown
 from optdsl.targets.eager.lower import Eager
 from optdsl.targets.foreach.view import View
-from optdsl.targets.layout import broken_assignment, broken_call, indented
+from optdsl.targets.layout import bracketed, broken_assignment, broken_call, indented
 from optdsl.targets.torch_code import CLAMPS, Lines, Writer, is_tensor, mentions, unpack
 
 
 def lower(spec: Spec) -> View | None:
-    """None for a derived optimizer, whose class inherits the base's update, and for one whose
-    branches differ between parameters: it runs one tensor at a time."""
+    """None for a derived optimizer, whose class inherits the base's update, and for one with a
+    branch that only a tensor decides: it runs one tensor at a time."""
     if spec.base is not None:
         return None
     spec = passes.optimise(spec)
-    if any(isinstance(s, If) and _differs(s.condition) for s in statements(spec.body)):
+    agreement = _agreement(spec)
+    if agreement is None:
         return None
     writer = Foreach(spec)
     advances = writer.advances()
     return View(
+        agreement=agreement,
         unpack=indented(unpack(spec), 2),
         lists=indented(writer.lists(), 2),
         advances=indented((*advances, *writer.numbers()), 2),
@@ -54,6 +67,8 @@ class Foreach(Writer):
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
         self.eager = Eager(spec)
+        # In a loop over lists, each row's number is a float.
+        self.eager.changing = set()
         names = {h for hyper in spec.hypers for h in (hyper.name, *hyper.components)}
         self.taken = names | {s.name for s in spec.states} | {"rows", "group"}
 
@@ -67,12 +82,77 @@ class Foreach(Writer):
         return ("params, grads = rows.params, rows.grads", *slots)
 
     def numbers(self) -> Lines:
-        return tuple(f'{self.many(n)} = rows.vectors["{n}"].tolist()' for n in self.scalar_slots())
+        return tuple(
+            f'{self.many(n)} = rows.vectors["{n}"].tolist()'
+            for n in self.scalar_slots()
+            if self.is_read_first(n)
+        )
 
     def real_views(self) -> Lines:
-        names = [self.many(n) for n in ("param", "grad", *self.tensor_slots())]
+        names = [
+            self.many(n)
+            for n in ("param", "grad", *self.tensor_slots())
+            if not self.stays_complex(n)
+        ]
         self.owned.discard("grad")
         return ("if rows.is_complex:", *indented([f"{n} = as_real_list({n})" for n in names]))
+
+    def complex_views(self, stmt: Stmt) -> Lines:
+        names = dict.fromkeys(r.name for r in reads((stmt,)) if is_tensor(r) and r.name != "param")
+        lists = [self.many(n) for n in names]
+        return ("if rows.is_complex:", *indented(f"{n} = as_complex_list({n})" for n in lists))
+
+    def one(self, expr: Expr) -> str:
+        return self.eager.value(expr)
+
+    def condition(self, expr: Expr) -> str:
+        """All rows of a batch agree in it: the first one decides."""
+
+        def first(node: Expr) -> Expr:
+            match node:
+                case Ref(role=Role.PROPERTY):
+                    text = printing.python_leaf(node).replace("param", "params[0]")
+                    return replace(node, name=text, role=Role.LOCAL)
+                case Ref(name=name) if self.is_list(node):
+                    return replace(node, name=f"{self.many(name)}[0]", role=Role.LOCAL)
+                case _:
+                    return node
+
+        return printing.show(map_expr(self.on_host(expr), first), printing.host)
+
+    def change(self, stmt: Assign, indent: int) -> Lines:
+        name = stmt.target.name
+        vector = f'rows.vectors["{name}"]'
+        value = self.number(stmt.value)
+        if kind_of(stmt.value) > Kind.HYPER:
+            value = f"{vector}.new_tensor({value})"
+        if stmt.operator:
+            line = f"{vector} {SYMBOLS[stmt.operator]}= {value}"
+        else:
+            line = f"{vector}.{'fill' if kind_of(stmt.value) <= Kind.HYPER else 'copy'}_({value})"
+        lines = broken_call(line, indent)
+        if self.is_read_behind(stmt):
+            lines = (*lines, f"{self.many(name)} = {vector}.tolist()")
+        return lines
+
+    def is_read_first(self, slot: str) -> bool:
+        """Whether the update reads a scalar slot before it changes it row by row."""
+        for stmt in statements(self.spec.body):
+            if any(r.name == slot for e in expressions(stmt) for r in refs(e)):
+                return True
+            if _writes(stmt, slot) and id(stmt) not in self.up_front:
+                # In a branch it may stay as it was.
+                return not any(stmt is s for s in self.spec.body)
+        return False
+
+    def is_read_behind(self, change: Assign) -> bool:
+        """Whether the update reads a scalar slot again after this change of it."""
+        body = list(statements(self.spec.body))
+        where = next(n for n, stmt in enumerate(body) if stmt is change)
+        behind = body[where + 1 :]
+        return any(r.name == change.target.name for s in behind for r in reads((s,))) or any(
+            isinstance(s, Repeat) for s in body
+        )
 
     def scalar_assignment(self, name: str, value: Expr, indent: int) -> Lines:
         if kind_of(value) <= Kind.HYPER:
@@ -81,6 +161,11 @@ class Foreach(Writer):
 
     def store(self, name: str, value: Expr, indent: int) -> Lines:
         steps = self.in_place(name, value)
+        each = self.eager.in_place(name, value) if steps is None else None
+        if each:
+            # No call for lists: the for-loop's own, which works in place.
+            head = self.loop_over(name, value, indent)
+            return (*head, *indented(self.eager.chain(name, name, each, indent + 4)))
         if steps is None:
             steps = (f"torch._foreach_copy_({self.many(name)}, {self.value(value)})",)
         return _broken(steps, indent)
@@ -91,6 +176,9 @@ class Foreach(Writer):
             other = self.many(value.name)
             text = f"[tensor.clone() for tensor in {other}]" if copy else other
             return (f"{target} = {text}",), copy
+        if shown(value) is not None:
+            text = self.each(value, f"{self.eager.value(value)}{'.clone()' if copy else ''}")
+            return broken_call(f"{target} = {text}", indent), copy
         if name in self.owned:
             steps = self.in_place(name, value)
             if steps is not None:
@@ -136,10 +224,11 @@ class Foreach(Writer):
             case "pow" | "lerp":
                 return all(is_scalar(a) for a in value.args[-1:])
             case "add_scaled":
-                return kind_of(value.args[2]) <= Kind.HYPER
+                tensors = all(kind_of(a) is Kind.ELEMENTWISE for a in value.args[:2])
+                return tensors and kind_of(value.args[2]) <= Kind.HYPER
             case op:
                 return OPS[op].foreach is not None and all(
-                    is_scalar(a) or kind_of(a) >= Kind.ELEMENTWISE for a in value.args
+                    is_scalar(a) or kind_of(a) is Kind.ELEMENTWISE for a in value.args
                 )
 
     def call(self, value: Apply, receiver: str, in_place: bool) -> str:
@@ -181,28 +270,75 @@ class Foreach(Writer):
 
     def each(self, expr: Expr, text: str) -> str:
         """A comprehension: the text for one parameter, over the lists of the names in it."""
-        names = list(dict.fromkeys(r.name for r in refs(expr) if self.is_list(r)))
-        if "param." in text and "param" not in names:
-            names.append("param")  # whose dtype two numbers take
+        names = self.listed(expr, text)
         lists = [self.many(n) for n in names]
         if len(names) == 1:
             return f"[{text} for {names[0]} in {lists[0]}]"
         return f"[{text} for {', '.join(names)} in zip({', '.join(lists)}, strict=True)]"
+
+    def listed(self, expr: Expr, text: str) -> list[str]:
+        """The names of an expression that stand for lists."""
+        names = list(dict.fromkeys(r.name for r in refs(expr) if self.is_list(r)))
+        if re.search(r"\bparam\b", text) and "param" not in names:
+            names.append("param")  # whose dtype two numbers take, or whose shape is asked for
+        return names
+
+    def loop_over(self, target: str, value: Expr, indent: int) -> Lines:
+        """The head of a loop over the lists of an assignment."""
+        names = list(dict.fromkeys((target, *self.listed(value, self.eager.value(value)))))
+        lists = [self.many(n) for n in names]
+        if len(names) == 1:
+            return (f"for {names[0]} in {lists[0]}:",)
+        return bracketed(f"for {', '.join(names)} in zip(", [*lists, "strict=True"], "):", indent)
 
     def is_list(self, ref: Ref) -> bool:
         per_parameter = ref.role in (Role.STATE, Role.LOCAL, Role.PARAM, Role.GRAD)
         return per_parameter and ref.kind > Kind.HYPER
 
 
-def _differs(condition: Expr) -> bool:
-    """Whether parameters of one batch may answer differently. All have the same slots unset."""
-    match condition:
+def _writes(stmt: Stmt, name: str) -> bool:
+    return isinstance(stmt, Assign) and stmt.target.name == name
+
+
+def _agreement(spec: Spec) -> str | None:
+    """What the parameters of a batch have to agree in, so that all take the same branches: a tuple
+    over `param` and `state`. All have the same slots unset. None if a tensor decides a branch."""
+    decided = {
+        ref
+        for stmt in statements(spec.body)
+        if isinstance(stmt, If)
+        for ref in _deciding(stmt.condition)
+    }
+    while True:
+        values = [
+            stmt.value
+            for stmt in statements(spec.body)
+            if (isinstance(stmt, Let) and stmt.name in {r.name for r in decided})
+            or (isinstance(stmt, Assign) and stmt.target.name in {r.name for r in decided})
+        ]
+        more = {ref for value in values for ref in _deciding(value)} - decided
+        if not more:
+            break
+        decided |= more
+    if any(r.kind > Kind.SCALAR for r in decided):
+        return None
+    slots = sorted({r.name for r in decided if r.role is Role.STATE})
+    asked = {r.name: printing.python_leaf(r) for r in decided if r.role is Role.PROPERTY}
+    items = [f'float(state["{name}"])' for name in slots]
+    items += [asked[name] for name in sorted(asked)]
+    return ", ".join(items) + ("," if len(items) == 1 else "") if items else ""
+
+
+def _deciding(expr: Expr) -> Iterator[Ref]:
+    """The names in an expression that may differ between parameters of a batch."""
+    match expr:
         case Apply(op="unset"):
-            return False
-        case Apply(op="and" | "or" | "not", args=args):
-            return any(map(_differs, args))
-        case _:
-            return kind_of(condition) > Kind.HYPER
+            return
+        case Apply(args=args):
+            for arg in args:
+                yield from _deciding(arg)
+        case Ref(kind=kind) if kind > Kind.HYPER:
+            yield expr
 
 
 def _broken(lines: Lines, indent: int) -> Lines:

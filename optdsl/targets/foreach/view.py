@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class View:
+    agreement: str
     unpack: tuple[str, ...]
     lists: tuple[str, ...]
     advances: tuple[str, ...]

@@ -17,6 +17,7 @@ from optdsl.ir import (
     If,
     Let,
     Ref,
+    Repeat,
     Require,
     Role,
     Spec,
@@ -104,6 +105,9 @@ def _statement(stmt: Stmt, symbols: Symbols, depth: int) -> tuple[str, ...]:
             return (rf"{indent}\theta \leftarrow {symbols.show(apply('sub', PARAM, value))}",)
         case If():
             return _branch(stmt, symbols, depth, "if")
+        case Repeat(count=count, body=body):
+            head = rf"{indent}\text{{repeat }} {symbols.show(count)} \text{{ times}}"
+            return (head, *statements(body, symbols, depth + 1))
         case _:
             assert_never(stmt)
 
@@ -155,13 +159,17 @@ class Symbols:
     def leaf(self, leaf: Const | Ref) -> str:
         match leaf:
             case Ref(role=Role.PROPERTY, name=name):
-                return rf"\operatorname{{{name.removeprefix('param.')}}}(\theta)"
+                word, _, index = name.removeprefix("param.").partition("[")
+                at = f"_{{{index.rstrip(']')}}}" if index else ""
+                return rf"\operatorname{{{_escaped(word)}}}{at}(\theta)"
             case Ref(name=name):
                 return self.table[name]
             case Const(symbol="pi"):
                 return r"\pi"
             case Const(symbol="inf"):
                 return r"\infty"
+            case Const(value=None):
+                return r"\text{unset}"
             case Const(value=bool() | str() as value):
                 return rf"\text{{{str(value).lower()}}}"
             case Const(value=number):
@@ -188,11 +196,14 @@ def symbol(name: str) -> str:
 
 
 def _upright(name: str) -> str:
-    escaped = name.replace("_", r"\_")
-    return rf"\mathrm{{{escaped}}}"
+    return rf"\mathrm{{{_escaped(name)}}}"
 
 
-def _number(value: float | int | bool | str) -> str:
+def _escaped(name: str) -> str:
+    return name.replace("_", r"\_")
+
+
+def _number(value: object) -> str:
     text = repr(value)
     mantissa, _, exponent = text.partition("e")
     if not exponent:

@@ -22,6 +22,7 @@ from optdsl.ir import (
     refs,
 )
 from optdsl.ops import Kind
+from optdsl.passes import supports_complex
 from optdsl.targets import eager, foreach, latex, signature, triton
 from optdsl.targets.layout import WIDTH, bracketed, broken_assignment, indented
 from optdsl.targets.module.view import View
@@ -65,7 +66,17 @@ def lower(spec: Spec) -> View:
 # What the sections of a module may call, by the runtime module that has it.
 RUNTIME = {
     "_foreach": ("scale_",),
-    "_optimizer": ("as_real", "as_real_list", "dot", "full_like", "max_abs", "number"),
+    "_optimizer": (
+        "as_complex",
+        "as_complex_list",
+        "as_real",
+        "as_real_list",
+        "dot",
+        "full_like",
+        "max_abs",
+        "number",
+        "zeros_along",
+    ),
 }
 
 
@@ -91,7 +102,9 @@ def _imports(spec: Spec) -> Lines:
     }
     classes = ["Group", "Optimizer", "Rows", *(["Slot"] if spec.states else [])]
     used["_optimizer"] = [*classes, *used["_optimizer"]]
-    lines = ["import math", ""] if re.search(r"\bmath\.", text) else []
+    lines = ["import math"] if re.search(r"\bmath\.", text) else []
+    lines += ["from typing import Any"] if many is not None and many.agreement else []
+    lines += [""] if lines else []
     lines += ["import torch"] if re.search(r"\btorch\.", text) else []
     lines += ["from torch import Tensor"]
     lines += ["from torch.optim.optimizer import ParamsT", ""]
@@ -126,7 +139,11 @@ def _hyper(spec: Spec, name: str) -> Hyper:
 
 def _annotation(hyper: Hyper) -> str:
     if hyper.components:
-        return f"tuple[{', '.join('float | Tensor' for _ in hyper.components)}]"
+        types = (
+            f"float | Tensor{' | None' if c in hyper.optional_parts else ''}"
+            for c in hyper.components
+        )
+        return f"tuple[{', '.join(types)}]"
     base = TYPES[hyper.type.base]
     base = "float | Tensor" if base == "float" else base
     return f"{base} | None" if hyper.type.optional or is_dependent(hyper) else base
@@ -194,7 +211,7 @@ def _check(spec: Spec, require: Require) -> Lines:
     if _about_param(require):
         failed = _in_group(apply("not", require.condition), wrap=False)
     else:
-        failed = printing.show(apply("not", require.condition), printing.host)
+        failed = printing.show(printing.none_tests(apply("not", require.condition)), printing.host)
     text = require.message.replace("\\", "\\\\").replace('"', '\\"')
     prefix = "f" if _placeholders(spec, require.message) else ""
     error = f'raise ValueError({prefix}"{text}")'
@@ -205,6 +222,7 @@ def _check(spec: Spec, require: Require) -> Lines:
 
 def _placeholders(spec: Spec, message: str) -> list[str]:
     names = [n for h in spec.hypers for n in (h.name, *h.components)]
+    names += ["param.shape"]
     return [n for n in names if f"{{{n}}}" in message]
 
 
@@ -217,7 +235,8 @@ def _attributes(spec: Spec) -> Lines:
         return (f"fixed: ClassVar[dict[str, bool]] = {{{fixed}}}",) if spec.fixed else ()
     # Not every kind of update has a kernel: then the base's empty name stays.
     fused = triton.lower(spec) is not None
-    lines = [f'kernels = "{spec.name.lower()}"'] if fused else []
+    lines = [] if supports_complex(spec) else ["supports_complex = False"]
+    lines += [f'kernels = "{spec.name.lower()}"'] if fused else []
     slots = _slot_text(spec)
     one_line = f"slots = ({slots[0]})" if len(slots) == 1 else ""
     if not slots:
@@ -238,6 +257,7 @@ def _slot(state: State) -> Lines:
         initial = f"lambda group, param: {_in_group(state.initial, wrap=True)}"
     items = [f'"{state.name}"', initial]
     items += ["scalar=True"] if state.kind is Kind.SCALAR else []
+    items += ["integer=True"] if state.integer else []
     if state.when is not None:
         items.append(f"when=lambda group, param: {_in_group(state.when, wrap=False)}")
     items += ["eager=True"] if state.eager else []
@@ -254,8 +274,6 @@ def _in_group(expr: Expr, wrap: bool) -> str:
                 return f"number({text})" if wrap else text
             case Ref(role=Role.OPTION, name=name):
                 return f'group["{name}"]'
-            case Ref(role=Role.PROPERTY, name="param.numel"):
-                return "param.numel()"
             case Ref(role=Role.GRAD):
                 return "param.grad"
             case _:
@@ -264,6 +282,8 @@ def _in_group(expr: Expr, wrap: bool) -> str:
     match expr:
         case Apply(op="zeros_like", args=(Ref() as like,)):
             return f"torch.zeros_like({leaf(like)})"
+        case Apply(op="zeros_along", args=(Ref() as like, Const(value=dim))):
+            return f"zeros_along({leaf(like)}, {dim})"
         case Apply(op="full_like", args=(Ref() as like, value)):
             inside = printing.show(value, printing.host, leaf)
             return f"full_like({leaf(like)}, {inside})"

@@ -20,6 +20,7 @@ from optdsl.ir import (
     If,
     Let,
     Ref,
+    Repeat,
     Require,
     Role,
     Schedule,
@@ -344,7 +345,7 @@ class _Writer:
                             raise self._shared(inner.target)
                     return True
                 return all(self.is_per_group(inner) for inner in inside)
-            case Descend():
+            case Descend() | Repeat():
                 raise AssertionError("resolve refuses it in a schedule")
             case _:
                 assert_never(stmt)
@@ -404,7 +405,7 @@ class _Writer:
                 return self.line(f"{self.names[target.name]} {symbol}= ", value, indent)
             case If():
                 return self.branch(stmt, indent, "if")
-            case Descend():
+            case Descend() | Repeat():
                 raise AssertionError("resolve refuses it in a schedule")
             case _:
                 assert_never(stmt)

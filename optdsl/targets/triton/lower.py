@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from ctypes import c_float
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from optdsl.ir import (
     If,
     Let,
     Ref,
+    Repeat,
     Role,
     Spec,
     State,
@@ -85,8 +87,14 @@ def lower(spec: Spec) -> View | None:
 
 def _is_elementwise(spec: Spec) -> bool:
     # A number that not every parameter has would need a table of its own.
-    always = all(s.when is None for s in spec.states if s.kind is Kind.SCALAR)
-    return always and all(e.kind in KINDS for e in _nodes(spec.body))
+    always = all(s.when is None and not s.integer for s in spec.states if s.kind is Kind.SCALAR)
+    simple = not any(isinstance(s, Repeat) for s in statements(spec.body))
+    return always and simple and all(e.kind in KINDS and _given(e) for e in _nodes(spec.body))
+
+
+def _given(node: Ref | Apply) -> bool:
+    """Tables hold numbers: none stands for an optional hyperparameter that is unset."""
+    return not (isinstance(node, Apply) and node.op == "unset" and node.kind <= Kind.HYPER)
 
 
 def _nodes(body: tuple[Stmt, ...]) -> Iterator[Ref | Apply]:
@@ -229,10 +237,11 @@ class _Lowering:
         used = {r.name for r in reads(self.program)}
         used |= set(self.columns)
         found = [i for h in self.spec.hypers for i in _hyper_inputs(h, used)]
-        if "param.ndim" in used:
-            found.append(_Input("param.ndim", "param.ndim", False))
-        if "param.numel" in used:
-            found.append(_Input("param.numel", "param.numel()", False))
+        asked = {r.name: r for r in reads(self.program) if r.role is Role.PROPERTY}
+        found += [
+            _Input(name, printing.python_leaf(ref), ref.type is Type.BOOL)
+            for name, ref in sorted(asked.items())
+        ]
         for slot in self.tensor_slots:
             if _unset_name(slot.name) in used:
                 source = f'"{slot.name}" in unset'
@@ -301,8 +310,8 @@ class _Lowering:
                 return self.assignment(stmt, target.name, value, indent)
             case If(condition=condition):
                 return self.branch(stmt, self.condition(condition), indent)
-            case Descend():
-                raise AssertionError("lower_descend runs before every target")
+            case Descend() | Repeat():
+                raise AssertionError("lower_descend has run, and a repeat has no kernel")
             case _:
                 assert_never(stmt)
 
@@ -338,7 +347,7 @@ class _Lowering:
 def _safe(name: str) -> str:
     """An author's name beside the template's own: `offset` -> `offset_`, `x_at` -> `x_at_`, for it
     would be the pointer to a slot, `BLOCK` -> `BLOCK_`; `param.ndim` -> `param_ndim`."""
-    name = name.replace(".", "_")
+    name = re.sub(r"\W+", "_", name.replace("[-", "_last_")).rstrip("_")
     return f"{name}_" if name in TAKEN or name.endswith("_at") or name.isupper() else name
 
 
@@ -492,8 +501,8 @@ def _scalar_line(stmt: Stmt, own: set[str], target: _Host | _Device) -> Lines:
             )
             lines = (f"if {show(condition)}:", *then)
             return (*lines, "else:", *orelse) if orelse else lines
-        case Descend():
-            raise AssertionError("a step is no scalar")
+        case Descend() | Repeat():
+            raise AssertionError("neither is scalar work")
         case _:
             assert_never(stmt)
 
