@@ -20,8 +20,7 @@ class Adafactor(Optimizer):
     relative step sizes.
 
     Args:
-        params (iterable): floating-point or complex parameters with dense gradients, or groups
-            of them.
+        params (iterable): floating-point parameters with dense gradients, or groups of them.
         lr (float | Tensor): lr >= 0. Default: 1e-2.
         beta2_decay (float | Tensor): beta2_decay <= 0. Default: -0.8.
         eps (tuple[float | Tensor | None, float | Tensor]): eps1, eps2. unset(eps1) or eps1 >=
@@ -46,7 +45,7 @@ class Adafactor(Optimizer):
         & \mathrm{weight} \leftarrow t^{\mathrm{beta2\_decay}} \\
         & \mathrm{epsilon} \leftarrow \begin{cases} \operatorname{eps}(\theta) & \text{if } \epsilon_{1} \text{ is unset} \\ \epsilon_{1} & \text{otherwise} \end{cases} \\
         & \mathrm{count} \leftarrow \max(\operatorname{numel}(\theta), 1)^{0.5} \\
-        & \mathrm{root\_mean\_square} \leftarrow \frac{\operatorname{host}(\lVert \theta \rVert)}{\mathrm{count}} \\
+        & \mathrm{root\_mean\_square} \leftarrow \frac{\operatorname{host}(\| \theta \|)}{\mathrm{count}} \\
         & \mathrm{step\_size} \leftarrow \max(\epsilon_{2}, \mathrm{root\_mean\_square}) \, \min(\eta, \frac{1}{t^{0.5}}) \\
         & \text{if } \lambda \neq 0 \\
         & \quad \theta \leftarrow \theta \, (1 - \eta \, \lambda) \\
@@ -61,7 +60,7 @@ class Adafactor(Optimizer):
         & \quad \mathrm{variance} \leftarrow \operatorname{lerp}(\mathrm{variance}, g \, g, \mathrm{weight}) \\
         & \quad \mathrm{second} \leftarrow \mathrm{variance} \\
         & \mathrm{direction} \leftarrow \operatorname{rsqrt}(\max(\mathrm{second}, \mathrm{epsilon} \, \mathrm{epsilon})) \, g \\
-        & \mathrm{denom} \leftarrow \max(1, \frac{\operatorname{host}(\lVert \mathrm{direction} \rVert)}{\mathrm{count} \, d}) \\
+        & \mathrm{denom} \leftarrow \max(1, \frac{\operatorname{host}(\| \mathrm{direction} \|)}{\mathrm{count} \, d}) \\
         & \theta \leftarrow \theta - \frac{\mathrm{step\_size}}{\mathrm{denom}} \, \mathrm{direction}
         \end{aligned}
 

@@ -34,7 +34,10 @@ class AdamW(Adam):
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range; lr as a Tensor is not supported for
+        capturable=False and foreach=True; betas must be either both floats or both Tensors;
+        betas must be either both floats or both Tensors; betas[0] as a Tensor is not supported
+        for capturable=False and foreach=True.
 
     .. math::
 

@@ -21,8 +21,7 @@ class Muon(Optimizer):
     iteration.
 
     Args:
-        params (iterable): floating-point or complex parameters with dense gradients, or groups
-            of them.
+        params (iterable): floating-point parameters with dense gradients, or groups of them.
         lr (float | Tensor): lr >= 0. Default: 1e-3.
         weight_decay (float | Tensor): weight_decay >= 0. Default: 0.1.
         momentum (float | Tensor): momentum >= 0. Default: 0.95.
@@ -55,7 +54,7 @@ class Muon(Optimizer):
         & x \leftarrow \operatorname{cast}(\mathrm{direction}, \text{bfloat16}) \\
         & \text{if } \operatorname{shape}_{0}(\theta) > \operatorname{shape}_{1}(\theta) \\
         & \quad x \leftarrow \operatorname{transpose}(x) \\
-        & x \leftarrow \frac{x}{\max(\lVert x \rVert, \epsilon)} \\
+        & x \leftarrow \frac{x}{\max(\| x \|, \epsilon)} \\
         & \text{repeat } \mathrm{ns\_steps} \text{ times} \\
         & \quad \mathrm{gram} \leftarrow x \, \operatorname{transpose}(x) \\
         & \quad \mathrm{polynomial} \leftarrow \operatorname{addmm}(\mathrm{gram}, \mathrm{gram}, \mathrm{gram}, b, c) \\
@@ -76,6 +75,12 @@ class Muon(Optimizer):
     """
 
     supports_complex = False
+    param_requires = (
+        (
+            lambda group, param: param.ndim == 2,
+            "Muon only supports 2D parameters whereas we found a parameter with size: {param.shape}",
+        ),
+    )
     slots = (Slot("momentum_buffer", lambda group, param: torch.zeros_like(param)),)
 
     def __init__(
@@ -130,13 +135,6 @@ class Muon(Optimizer):
             raise ValueError("Number of steps must be less than 100 for computational efficiency")
         if not ((adjust_lr_fn is None or adjust_lr_fn == "original") or adjust_lr_fn == "match_rms_adamw"):
             raise ValueError(f"Adjust learning rate function {adjust_lr_fn} is not supported")
-
-    @staticmethod
-    def check_param(group: Group, param: Tensor) -> None:
-        if not param.ndim == 2:
-            raise ValueError(
-                f"Muon only supports 2D parameters whereas we found a parameter with size: {param.shape}"
-            )
 
     @staticmethod
     def _single_tensor(group: Group, rows: Rows) -> None:

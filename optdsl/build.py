@@ -128,6 +128,11 @@ def _runtime_files(library: Library, command: str) -> dict[PurePosixPath, str]:
     folder = resources.templates() / "package"
     wanted = {type(unit) for unit in library.units}
     files: dict[PurePosixPath, str] = {}
+    for routine in sorted({u.routine for u in library.units if isinstance(u, Spec) and u.routine}):
+        source = f"routines/{routine}.py"
+        text = (resources.templates() / source).read_text(encoding="utf-8")
+        head = header([Source(f"templates/{source}", text)], command)
+        files[python_path(f"_{routine}")] = head + text
     for path in sorted(folder.rglob("*.py")):
         name = PurePosixPath(path.relative_to(folder).as_posix())
         if (Schedule if name.parts[0] == SCHEDULES else Spec) in wanted:

@@ -27,6 +27,8 @@ class Role(StrEnum):
     PROPERTY = "property of the parameter"
     GIVEN = "value given to a schedule"
     COLUMN = "hoisted scalar"
+    FLAG = "execution flag"
+    IS_TENSOR = "question whether a hyperparameter was given as a tensor"
 
 
 def _nowhere() -> Span:
@@ -177,7 +179,21 @@ class State:
     span: Span = _nowhere()
 
 
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """How an update treats a sparse gradient. With `none` there is none, with `linear` the gradient
+    runs through the statements as it is, with `rows` they run on the elements that it has; with
+    `only` so, and every gradient is sparse. `requires` hold where a gradient is sparse; `refusal`
+    is what one of the wrong layout is told."""
+
+    mode: str = "none"
+    requires: tuple[Require, ...] = ()
+    refusal: str = ""
+
+
 FLAGS = ("foreach", "maximize", "capturable", "differentiable", "fused")
+# A routine has one way to execute.
+ROUTINE_FLAGS = ("maximize",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +201,7 @@ class Spec:
     """An optimizer. `signature` is the constructor's order after `params`: hyperparameters, flags,
     and `*` where keyword-only arguments begin. `fixed` holds the options that a derived optimizer
     has decided. The pass `hoist_scalars` moves scalar work from `body` to `scalars`. `sparse` and
-    `complex` say how the update treats such tensors; both are empty where the default holds.
+    `complex` say how the update treats such tensors; `complex` is None where the default holds.
     `routine` names a module of the runtime that stands in the place of a body."""
 
     name: str
@@ -199,7 +215,7 @@ class Spec:
     body: tuple[Stmt, ...]
     base: str | None = None
     fixed: tuple[tuple[str, bool], ...] = ()
-    sparse: str = ""
+    sparse: Sparse = Sparse()
     complex: tuple[str, ...] | None = None
     routine: str = ""
     scalars: tuple[Stmt, ...] = ()

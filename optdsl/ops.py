@@ -101,7 +101,14 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Along:
-    """A call whose last operand is the keyword `dim`; the dimension stays, with size 1."""
+    """A call whose last operand is the keyword `dim`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeepDim:
+    """A method whose last operand is the keyword `dim`; the dimension stays, with size 1."""
 
     name: str
 
@@ -132,7 +139,8 @@ class Fence:
 
 
 Spelling = (
-    Infix | Prefix | Call | Method | Attribute | Along | Conditional | Command | Superscript | Fence
+    Infix | Prefix | Call | Method | Attribute | Along | KeepDim
+    | Conditional | Command | Superscript | Fence
 )
 
 
@@ -251,13 +259,13 @@ TABLE: tuple[Op, ...] = (
     # Reductions over one parameter.
     Op("sum", Call("sum"), (N,), N, Rule.REDUCE, False, np.sum, None, Method("sum"), None, Call("tl.sum"), Call(r"\operatorname{sum}")),
     Op("mean", Call("mean"), (N,), N, Rule.REDUCE, False, np.mean, None, Method("mean"), None, None, Call(r"\operatorname{mean}")),
-    Op("norm", Call("norm"), (N,), N, Rule.REDUCE, False, _norm, None, Method("norm"), None, None, Fence(r"\lVert ", r" \rVert")),
+    Op("norm", Call("norm"), (N,), N, Rule.REDUCE, False, _norm, None, Method("norm"), None, None, Fence(r"\| ", r" \|")),
     Op("max_abs", Call("max_abs"), (N,), N, Rule.REDUCE, False, lambda x: np.max(np.abs(x), initial=0.0), None, Call("max_abs"), None, None, Call(r"\operatorname{max\_abs}")),
     Op("dot", Call("dot"), (N, N), N, Rule.REDUCE, False, lambda a, b: np.sum(a * b), None, Call("dot"), None, None, Fence(r"\langle ", r" \rangle")),
     # Reductions along one dimension. A keyword, `norm(x, dim=-1)`, tells them from those above.
-    Op("sum_along", Along("sum"), (N, N), N, Rule.ALONG, False, lambda x, dim: np.sum(x, axis=dim, keepdims=True), None, Along("sum"), None, None, Along(r"\operatorname{sum}")),
-    Op("mean_along", Along("mean"), (N, N), N, Rule.ALONG, False, lambda x, dim: np.mean(x, axis=dim, keepdims=True), None, Along("mean"), None, None, Along(r"\operatorname{mean}")),
-    Op("norm_along", Along("norm"), (N, N), N, Rule.ALONG, False, _norm_along, None, Along("norm"), None, None, Along(r"\operatorname{norm}")),
+    Op("sum_along", Along("sum"), (N, N), N, Rule.ALONG, False, lambda x, dim: np.sum(x, axis=dim, keepdims=True), None, KeepDim("sum"), None, None, Along(r"\operatorname{sum}")),
+    Op("mean_along", Along("mean"), (N, N), N, Rule.ALONG, False, lambda x, dim: np.mean(x, axis=dim, keepdims=True), None, KeepDim("mean"), None, None, Along(r"\operatorname{mean}")),
+    Op("norm_along", Along("norm"), (N, N), N, Rule.ALONG, False, _norm_along, None, KeepDim("norm"), None, None, Along(r"\operatorname{norm}")),
     # Matrices. `cast` gives a copy in another dtype: its rounding is storage, so the oracle has none.
     Op("matmul", Infix("@", MULTIPLY), (N, N), N, Rule.MATRIX, False, np.matmul, None, Infix("@", MULTIPLY), None, None, Infix(r"\,", MULTIPLY)),
     Op("transpose", Call("transpose"), (N,), N, Rule.MATRIX, False, lambda x: np.swapaxes(x, -1, -2), None, Attribute("mT"), None, None, Call(r"\operatorname{transpose}")),

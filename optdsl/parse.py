@@ -345,8 +345,12 @@ class _Builder(Transformer[Token, Any]):
     def param_require(self, meta: Meta, clause: syntax.RequireClause) -> syntax.ParamRequire:
         return syntax.ParamRequire(clause, self._span(meta))
 
-    def sparse(self, meta: Meta, mode: Token) -> syntax.Sparse:
-        return syntax.Sparse(self._name(mode), self._span(meta))
+    def sparse(
+        self, meta: Meta, mode: Token, rest: syntax.RequireClause | Token | None
+    ) -> syntax.Sparse:
+        clause = rest if isinstance(rest, syntax.RequireClause) else None
+        refusal = self._text(rest) if isinstance(rest, Token) else None
+        return syntax.Sparse(self._name(mode), clause, refusal, self._span(meta))
 
     def complex(self, meta: Meta, *parts: Token) -> syntax.Complex:
         return syntax.Complex(tuple(self._name(p) for p in parts), self._span(meta))

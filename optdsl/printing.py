@@ -27,11 +27,13 @@ from optdsl.ops import (
     PROPERTIES,
     SYMBOLS,
     Along,
+    Attribute,
     Call,
     Command,
     Conditional,
     Fence,
     Infix,
+    KeepDim,
     Level,
     Method,
     Op,
@@ -59,6 +61,8 @@ def python_leaf(leaf: Const | Ref) -> str:
         case Ref(role=Role.PROPERTY, name=name):
             base, _, index = name.removeprefix("param.").partition("[")
             return PROPERTIES[base].python.format(index=index.rstrip("]"))
+        case Ref(role=Role.IS_TENSOR, name=name):
+            return f"torch.is_tensor({name})"
         case Ref(name=name):
             return name
         case Const(symbol=symbol) if symbol:
@@ -143,6 +147,10 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
             return f"{name}({', '.join(text for text, _ in parts)})", Level.ATOM
         case Along(name=name), [operand, (dim, _)]:
             return f"{name}({operand[0]}, dim={dim})", Level.ATOM
+        case KeepDim(name=name), [operand, (dim, _)]:
+            return f"{_fit(operand, Level.ATOM)}.{name}(dim={dim}, keepdim=True)", Level.ATOM
+        case Attribute(name=name), [operand]:
+            return f"{_fit(operand, Level.ATOM)}.{name}", Level.ATOM
         case Method(name=name, scale=scale), [receiver, *rest]:
             arguments = [text for text, _ in rest]
             if scale:
@@ -207,6 +215,8 @@ def show_source(expr: Expr) -> str:
 
 def _source_leaf(leaf: Const | Ref) -> str:
     match leaf:
+        case Ref(role=Role.IS_TENSOR, name=name):
+            return f"is_tensor({name})"
         case Ref(name=name):
             return name
         case Const(value=bool() as value):

@@ -19,6 +19,11 @@ def specs() -> Path:
     return _find("specs")
 
 
+def routines() -> tuple[str, ...]:
+    """The names of the hand-written updates that a spec can name."""
+    return tuple(sorted(path.stem for path in (templates() / "routines").glob("*.py")))
+
+
 def files_of(folder: Path) -> tuple[Path, ...]:
     """The files below a folder, without what Python and tools leave there, in a fixed order."""
     ignored = {"__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}

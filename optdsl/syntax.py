@@ -211,9 +211,12 @@ class ParamRequire:
 
 @dataclass(frozen=True, slots=True)
 class Sparse:
-    """`sparse rows` or `sparse linear`: how the update treats a sparse gradient."""
+    """`sparse rows`: how the update treats a sparse gradient. A `require` behind it is about such
+    gradients only; `sparse none else "..."` is what a gradient that is not taken is told."""
 
     mode: Name
+    clause: RequireClause | None
+    refusal: Text | None
     span: Span = span_field()
 
 

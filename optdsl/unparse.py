@@ -76,8 +76,9 @@ def _member(member: syntax.Member) -> Iterator[str]:
             yield _require(member)
         case syntax.ParamRequire(clause=clause):
             yield f"param {_require(clause)}"
-        case syntax.Sparse(mode=mode):
-            yield f"sparse {mode.text}"
+        case syntax.Sparse(mode=mode, clause=clause, refusal=refusal):
+            told = f' else "{refusal.value}"' if refusal is not None else ""
+            yield f"sparse {mode.text}{'' if clause is None else f' {_require(clause)}'}{told}"
         case syntax.Complex(parts=parts):
             yield f"complex {', '.join(p.text for p in parts)}"
         case syntax.Routine(name=name):

@@ -38,6 +38,7 @@ from optdsl.pipeline import shipped_library
 from optdsl.printing import show_spec
 from optdsl.resolve import resolve
 from optdsl.source import Source
+from optdsl.targets import triton
 
 FOLDER = Path(__file__).parent / "passes"
 REWRITES: dict[str, Callable[[Spec], Spec]] = {
@@ -115,6 +116,10 @@ def random_hypers(spec: Spec, rng: np.random.Generator, on: bool) -> dict[str, A
             values[hyper.name] = fixed.get(hyper.name, on if rng.random() < 0.7 else not on)
         elif hyper.components:
             values[hyper.name] = tuple(rng.uniform(0, 0.999, len(hyper.components)))
+        elif hyper.type.base is Base.INT:
+            values[hyper.name] = int(rng.integers(1, 4))
+        elif hyper.type.optional:
+            values[hyper.name] = None
         else:
             assert hyper.type.base is Base.REAL
             values[hyper.name] = float(rng.choice([0.0, rng.uniform(0, 1)], p=[0.2, 0.8]))
@@ -139,9 +144,15 @@ def assert_same(before: list[Any], after: list[Any], rtol: float = 0.0) -> None:
             np.testing.assert_allclose(new_state[name], state[name], rtol=rtol, atol=rtol)
 
 
+def is_elementwise(spec: Spec) -> bool:
+    """Whether one pass over the elements computes it: the only kind that has a kernel."""
+    return spec.base is not None or triton.lower(spec) is not None
+
+
 def pipeline(spec: Spec) -> Iterator[tuple[str, Spec, Spec]]:
     """Each pass in order, with the spec before and behind it."""
-    for rewrite in (*PASSES, *KERNEL_PASSES):
+    kernel = KERNEL_PASSES if is_elementwise(spec) else ()
+    for rewrite in (*PASSES, *kernel):
         after = rewrite(spec)
         yield rewrite.__name__, spec, after
         spec = after

@@ -18,11 +18,7 @@ from optdsl.diagnostics import Code, SpecError
 STEPS = 4
 SIZES = ((4, 3), (5,), ())
 # What the language can say and the torch targets cannot do yet: refused at its place.
-REFUSED = {
-    "when ndim", "numel", "type",
-    "scalar assign", "step by slot", "slots used step twice",
-    "init copy", "init grad2",
-}  # fmt: skip
+REFUSED = {"type", "init copy", "init grad2"}
 
 
 def programs() -> dict[str, str]:
@@ -95,13 +91,17 @@ def test_the_for_loop_computes_what_the_interpreter_computes(
     spec = package[1].find(class_name(name))
     assert isinstance(spec, ir.Spec)
     hypers = defaults(spec)
-    got = trained(getattr(package[0], class_name(name)), torch.float64, foreach=False)
+    torch.set_default_dtype(torch.float64)  # which is the scalar slots'
+    try:
+        got = trained(getattr(package[0], class_name(name)), torch.float64, foreach=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
     for index, param in enumerate(start()):
         state = None
         for step in gradients():
             param, state = interpret.step(spec, hypers, param, step[index], state)
-        # A handful of roundings of float64, and of float32 in the scalar slots.
-        np.testing.assert_allclose(got[index].detach().numpy(), param, rtol=1e-9, atol=1e-9)
+        # A handful of roundings of float64, which a difference may magnify.
+        np.testing.assert_allclose(got[index].detach().numpy(), param, rtol=1e-12, atol=1e-12)
 
 
 def defaults(spec: ir.Spec) -> dict[str, Any]:

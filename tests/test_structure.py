@@ -213,7 +213,8 @@ def free_names(function: ast.FunctionDef | ast.Lambda) -> set[str]:
     found = [n for part in body for n in ast.walk(part) if isinstance(n, ast.Name)]
     stored = {n.id for n in found if isinstance(n.ctx, ast.Store)}
     given = {a.arg for a in (*function.args.args, *function.args.kwonlyargs)}
-    return {n.id for n in found if isinstance(n.ctx, ast.Load)} - stored - given
+    free = {n.id for n in found if isinstance(n.ctx, ast.Load)} - stored - given
+    return {name for name in free if not name.startswith("_")}  # no spec can have such a name
 
 
 GENERATED_MODULES = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from optdsl.ir import Spec
+from optdsl.passes.branches_to_where import branches_to_where
 from optdsl.passes.complex_views import first_real_statement, supports_complex
 from optdsl.passes.contract import contract
 from optdsl.passes.drop_unused import drop_unused
@@ -16,6 +17,8 @@ Pass = Callable[[Spec], Spec]
 PASSES: tuple[Pass, ...] = (lower_descend, contract, drop_unused)
 # Kernels compute no scalar: theirs come from a table.
 KERNEL_PASSES: tuple[Pass, ...] = (hoist_scalars,)
+# Plain expressions have no rounding nodes, and their numbers may be tensors.
+FUNCTIONAL_PASSES: tuple[Pass, ...] = (lower_descend, drop_unused, branches_to_where)
 
 
 def optimise(spec: Spec) -> Spec:
@@ -31,13 +34,23 @@ def for_kernels(spec: Spec) -> Spec:
     return spec
 
 
+def for_expressions(spec: Spec) -> Spec:
+    """What the functional target lowers, from a spec as resolved."""
+    for rewrite in FUNCTIONAL_PASSES:
+        spec = rewrite(spec)
+    return spec
+
+
 __all__ = [
+    "FUNCTIONAL_PASSES",
     "KERNEL_PASSES",
     "PASSES",
     "Pass",
+    "branches_to_where",
     "contract",
     "drop_unused",
     "first_real_statement",
+    "for_expressions",
     "for_kernels",
     "hoist_scalars",
     "lower_descend",

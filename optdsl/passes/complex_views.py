@@ -27,13 +27,24 @@ from optdsl.ops import OPS, Kind
 
 def supports_complex(spec: Spec) -> bool:
     """Whether real and imaginary parts can be elements of their own: not where an update asks for
-    the parameter's shape, reduces along a dimension or multiplies matrices."""
+    the parameter's shape, reduces along a dimension or multiplies matrices, nor where the spec
+    refuses complex parameters."""
+    if any(_refuses_complex(r.condition) for r in spec.requires):
+        return False
     nodes = [e for s in statements(spec.body) for x in expressions(s) for e in walk(x)]
     return not any(
         (isinstance(e, Ref) and e.role is Role.PROPERTY)
         or (isinstance(e, Apply) and e.kind in (Kind.FACTORED, Kind.MATRIX))
         for e in nodes
     )
+
+
+def _refuses_complex(condition: Expr) -> bool:
+    match condition:
+        case Apply(op="not", args=(Ref(role=Role.PROPERTY, name="param.is_complex"),)):
+            return True
+        case _:
+            return False
 
 
 def first_real_statement(spec: Spec) -> int | None:

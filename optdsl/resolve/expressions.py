@@ -35,6 +35,8 @@ class ExpressionResolver:
         self.unset: frozenset[str] = frozenset()
         # Hyperparameters, and parts of tuples, that may be None.
         self.optional: frozenset[str] = frozenset()
+        # Whether it is a `require`, which may ask how its hyperparameters were given.
+        self.in_require = False
         self.guards: frozenset[ir.Expr] = frozenset()
         self.whens: dict[str, ir.Expr] = {}
 
@@ -203,6 +205,8 @@ class ExpressionResolver:
         name = node.function.text
         if name == "unset":
             return self._unset(node)
+        if name == "is_tensor":
+            return self._is_tensor(node)
         if name in ALONG and (node.keywords or name not in FUNCTIONS):
             return self._along(node)
         if node.keywords:
@@ -276,6 +280,22 @@ class ExpressionResolver:
                 self.log.error(
                     Code.WRONG_TYPE, "'unset' asks about one slot, or one optional hyperparameter.",
                     node.span, hints=("Write: unset(slot)",),
+                )  # fmt: skip
+                return None
+
+    def _is_tensor(self, node: syntax.CallExpr) -> ir.Expr | None:
+        """is_tensor(lr)"""
+        match node.arguments:
+            case (syntax.Name(text=text),) if (
+                self.in_require
+                and text in self.scope.names
+                and self.scope.names[text].role is Role.HYPER
+            ):
+                return ir.Ref(text, Role.IS_TENSOR, Kind.OPTION, Type.BOOL, node.span)
+            case _:
+                self.log.error(
+                    Code.WRONG_TYPE, "'is_tensor' asks about one hyperparameter, in a 'require'.",
+                    node.span, hints=("Elsewhere a hyperparameter is read as a number.",),
                 )  # fmt: skip
                 return None
 

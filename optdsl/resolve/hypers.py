@@ -28,6 +28,8 @@ from optdsl.unparse import unparse_expr
 
 BASES = {b.value: b for b in Base}
 MODIFIERS = ("optional", "per_group")
+# Names of a condition that stand for arguments of the constructor.
+ARGUMENTS = (Role.HYPER, Role.OPTION, Role.IS_TENSOR)
 M = TypeVar("M", bound=syntax.Member)
 
 
@@ -99,13 +101,20 @@ class MemberResolver(ExpressionResolver):
         value = None if default is None else self.expr(default)
         fits = self._fits_option if declaration.is_option else self._fits_hyper
         fits_default = fits(declaration, value, declared)
-        free = self.scope.declare(
-            name, ir.Ref(name.text, role, kind, type_of(declared), name.span), self.log
-        )
+        free = self._declare(name, role, kind, declared)
         if not free or not fits_default:
             return None
         literal = None if default is None else unparse_expr(default)
         return Hyper(name.text, kind, declared, value, literal, span=name.span)
+
+    def _declare(self, name: syntax.Name, role: Role, kind: Kind, declared: ValueType) -> bool:
+        """Whether the name was free."""
+        if declared.optional:
+            self.optional |= {name.text}
+            if declared.base is not Base.TEXT:
+                self.unset |= {name.text}  # a text compares with None, too
+        ref = ir.Ref(name.text, role, kind, type_of(declared), name.span)
+        return self.scope.declare(name, ref, self.log)
 
     def _optional(self, declaration: syntax.HyperDecl) -> Hyper | None:
         """hyper name: optional real = unset"""
@@ -119,12 +128,8 @@ class MemberResolver(ExpressionResolver):
             )  # fmt: skip
             return None
         declared = self._value_type(declaration.type, Base.REAL)
-        ref = ir.Ref(name.text, Role.HYPER, Kind.HYPER, type_of(declared), name.span)
-        if not self.scope.declare(name, ref, self.log):
+        if not self._declare(name, Role.HYPER, Kind.HYPER, declared):
             return None
-        self.optional |= {name.text}
-        if declared.base is not Base.TEXT:
-            self.unset |= {name.text}  # a text compares with None, too
         value = ir.Const(None, span=default.span)
         return Hyper(name.text, Kind.HYPER, declared, value, "unset", span=name.span)
 
@@ -276,11 +281,12 @@ class MemberResolver(ExpressionResolver):
     # Conditions
 
     def add_requires(self, clause: syntax.RequireClause, about_param: bool = False) -> None:
-        """`about_param`: the message may show the parameter's shape."""
+        """`about_param`: the message may show the parameter's shape, and the places of all that
+        break the condition."""
         if clause.message is not None:
             self._check_message(clause.message, about_param)
         for condition in clause.conditions:
-            expr = self.expr(condition)
+            expr = self._asked(condition)
             if expr is None or not self.expect_bool(expr, condition.span):
                 continue
             if not ir.is_given(expr):
@@ -289,15 +295,28 @@ class MemberResolver(ExpressionResolver):
                     condition.span,
                 )  # fmt: skip
                 continue
-            read = (r.name for r in ir.refs(expr) if r.role in (Role.HYPER, Role.OPTION))
+            read = (r.name for r in ir.refs(expr) if r.role in ARGUMENTS)
             hypers = tuple(dict.fromkeys(read))
             text = clause.message.value if clause.message else require_message(hypers, condition)
             self.requires.append(ir.Require(expr, text, hypers, condition.span))
 
+    def _asked(self, node: syntax.Expr) -> ir.Expr | None:
+        """Beside values, a `require` of an optimizer reads flags and asks what is a tensor."""
+        if self.definition.keyword != "optimizer":
+            return self.expr(node)
+        names = dict(self.scope.names)
+        flags = {f: ir.Ref(f, Role.FLAG, Kind.OPTION, Type.BOOL) for f in FLAGS}
+        self.scope.names.update(flags)
+        self.in_require = True
+        expr = self.expr(node)
+        self.in_require = False
+        self.scope.names = names
+        return expr
+
     def _check_message(self, message: syntax.Text, about_param: bool) -> None:
         for offset, name in placeholders(message.value):
             known = self.scope.names.get(name)
-            if name == "param.shape" and about_param:
+            if name in ("param.shape", "indices") and about_param:
                 continue
             if known is not None and known.role in (Role.HYPER, Role.OPTION):
                 continue
@@ -398,8 +417,18 @@ def check_defaults(
             continue  # it speaks of a required hyperparameter: there is no default to hold
         if any(r.role is Role.PROPERTY for r in ir.refs(require.condition)):
             continue  # it speaks of a parameter that is not there yet
-        if not evaluate(require.condition, {n: d.value for n, d in defaults.items()}):
+        condition = ir.map_expr(require.condition, _by_default)
+        if not evaluate(condition, {n: d.value for n, d in defaults.items()}):
             _refuse_defaults(require, defaults, definition, log)
+
+
+def _by_default(expr: ir.Expr) -> ir.Expr:
+    """No flag is on, and no default is a tensor."""
+    match expr:
+        case ir.Ref(role=Role.FLAG | Role.IS_TENSOR):
+            return ir.Const(False, span=expr.span)
+        case _:
+            return expr
 
 
 def _overflows(expr: ir.Expr, value: float) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from optdsl import ir, syntax
+from optdsl import ir, resources, syntax
 from optdsl.diagnostics import Code, did_you_mean
-from optdsl.ir import FLAGS, Role, Spec, State
+from optdsl.ir import FLAGS, ROUTINE_FLAGS, Role, Spec, State
 from optdsl.ops import OPS, Kind, Type
 from optdsl.resolve.expressions import INITIAL
+from optdsl.resolve.sparse import MODES, not_elementwise, not_linear
 from optdsl.resolve.statements import StatementResolver
 from optdsl.resolve.words import head
 from optdsl.source import Span
@@ -20,8 +21,7 @@ MEMBERS = (
 )  # fmt: skip
 
 
-# How an update treats a sparse gradient, and which parts of it may be complex arithmetic.
-SPARSE = ("rows", "linear", "only")
+# The parts of an update that may be complex arithmetic.
 COMPLEX = ("none", "decay", "descend")
 
 
@@ -40,6 +40,13 @@ class OptimizerResolver(StatementResolver):
         self.check_order(signature)
         doc, cites = self.doc(), self.cites()
         update = self.only(syntax.Update, "'update'")
+        routine = self.only(syntax.Routine, "'routine'")
+        if routine is not None:
+            self._check_routine(routine, update)
+            return Spec(
+                name.text, self.definition.span.source, doc, cites, tuple(self.hypers), signature,
+                tuple(self.requires), states, (), routine=routine.name.text, span=name.span,
+            )  # fmt: skip
         if update is None:
             self.log.error(
                 Code.MISSING_PART, f"'{name.text}' has no 'update'.", name.span,
@@ -52,9 +59,10 @@ class OptimizerResolver(StatementResolver):
                 hints=("Write: update { ... }",),
             )  # fmt: skip
         self.unset |= {s.name for s in states if s.initial is None}
+        body = self.infer(update.body)
         spec = Spec(
             name.text, self.definition.span.source, doc, cites, tuple(self.hypers), signature,
-            tuple(self.requires), states, self.infer(update.body), sparse=self._sparse(),
+            tuple(self.requires), states, body, sparse=self._sparse(states, body),
             complex=self._complex(), span=name.span,
         )  # fmt: skip
         if not self.log.failed:
@@ -70,17 +78,85 @@ class OptimizerResolver(StatementResolver):
                         word.span, hints=("Leave 'per_group' out.",),
                     )  # fmt: skip
 
-    def _sparse(self) -> str:
+    def _check_routine(self, routine: syntax.Routine, update: syntax.Update | None) -> None:
+        known = resources.routines()
+        if routine.name.text not in known:
+            self.log.error(
+                Code.UNKNOWN_NAME, f"Unknown routine '{routine.name.text}'.", routine.name.span,
+                hints=did_you_mean(routine.name.text, known) or (f"There is {', '.join(known)}.",),
+            )  # fmt: skip
+        if update is not None:
+            self.log.error(
+                Code.DUPLICATE, "The routine is the update.", head(update.span),
+                related=((head(routine.span), "the routine"),), hints=("Remove one of them.",),
+            )  # fmt: skip
+
+    # Sparse gradients
+
+    def _sparse(self, states: tuple[State, ...], body: tuple[ir.Stmt, ...]) -> ir.Sparse:
         """How the update treats a sparse gradient."""
         given = self.only(syntax.Sparse, "'sparse'")
         if given is None:
-            return ""
-        if given.mode.text not in SPARSE:
+            return ir.Sparse()
+        mode, clause, refusal = given.mode, given.clause, given.refusal
+        if mode.text not in MODES:
             self.log.error(
-                Code.UNKNOWN_NAME, f"Unknown treatment '{given.mode.text}'.", given.mode.span,
-                hints=did_you_mean(given.mode.text, SPARSE) or (f"It is {' or '.join(SPARSE)}.",),
+                Code.UNKNOWN_NAME, f"Unknown treatment '{mode.text}'.", mode.span,
+                hints=did_you_mean(mode.text, MODES) or (f"It is {' or '.join(MODES)}.",),
             )  # fmt: skip
-        return given.mode.text
+            return ir.Sparse()
+        takes_both = mode.text in ("rows", "linear")
+        if clause is not None and not takes_both:
+            self.log.error(
+                Code.UNSUPPORTED, f"A condition on sparse gradients has no use in '{mode.text}'.",
+                clause.span, hints=(f'Write: sparse {mode.text} else "..."',),
+            )  # fmt: skip
+        if refusal is not None and takes_both:
+            self.log.error(
+                Code.UNSUPPORTED, f"'{mode.text}' takes every gradient: nothing is refused.",
+                refusal.span, hints=(f'Write: sparse {mode.text} require condition else "..."',),
+            )  # fmt: skip
+        if mode.text == "linear":
+            self._check_linear(mode, body)
+        elif mode.text != "none":
+            self._check_rows(mode, states, body)
+        requires = () if clause is None else self._sparse_requires(clause)
+        return ir.Sparse(mode.text, requires, "" if refusal is None else refusal.value)
+
+    def _sparse_requires(self, clause: syntax.RequireClause) -> tuple[ir.Require, ...]:
+        others, self.requires = self.requires, []
+        self.add_requires(clause)
+        found, self.requires = tuple(self.requires), others
+        return found
+
+    def _check_linear(self, mode: syntax.Name, body: tuple[ir.Stmt, ...]) -> None:
+        found = not_linear(body)
+        if found is not None:
+            self.log.error(
+                Code.UNSUPPORTED, "Sparse tensors cannot pass here: this is not linear in them.",
+                found.span, related=((mode.span, "asked for here"),),
+                hints=("Tensors are added, subtracted, and scaled by numbers; or: sparse rows",),
+            )  # fmt: skip
+
+    def _check_rows(
+        self, mode: syntax.Name, states: tuple[State, ...], body: tuple[ir.Stmt, ...]
+    ) -> None:
+        found = not_elementwise(body)
+        if found is not None:
+            self.log.error(
+                Code.UNSUPPORTED,
+                "A sparse gradient updates the elements that it has: this reads all of them.",
+                found.span, related=((mode.span, "asked for here"),),
+                hints=("Leave 'sparse' out: sparse gradients are then refused.",),
+            )  # fmt: skip
+        for slot in states:
+            if slot.initial is None:
+                self.log.error(
+                    Code.UNSUPPORTED,
+                    f"A sparse gradient would set some elements of '{slot.name}' only.",
+                    slot.span, related=((mode.span, "asked for here"),),
+                    hints=(f"Give it a first value: state {slot.name} = zeros_like(param)",),
+                )  # fmt: skip
 
     def _complex(self) -> tuple[str, ...] | None:
         """The parts of the update that are complex arithmetic; None for the default."""
@@ -174,7 +250,8 @@ class OptimizerResolver(StatementResolver):
         self.refuse_repeated(dots, "'...'")
         if given is None:
             names = self.signature()
-            return names if "*" in names else (*names, "*", *FLAGS)
+            flags = ROUTINE_FLAGS if self.members(syntax.Routine) else FLAGS
+            return names if "*" in names else (*names, "*", *flags)
         for extra in dots[:1]:
             self.log.error(
                 Code.DUPLICATE, "The signature says where the flags stand.", extra.span,

@@ -22,7 +22,7 @@ MEANINGS = {
 # What generated modules call by these names, inside the functions that hold the author's names.
 GENERATED = frozenset(
     {"self", "params", "grads", "group", "rows", "row", "torch", "math", "optimizer", "closure"}
-    | {"defaults", "lr_scheduler", "t", "base_lr", "metric", "last_epoch"}
+    | {"defaults", "lr_scheduler", "base_lr", "metric", "last_epoch"}
     | {"number", "map", "zip", "max", "min", "abs", "float", "super", "ValueError"}
     | {"as_real", "as_real_list", "dot", "full_like", "max_abs", "scale_", "set_lr"}
     | {"as_complex", "as_complex_list", "zeros_along", "range"}

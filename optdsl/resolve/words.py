@@ -18,6 +18,9 @@ MEMBERS: dict[type[syntax.Member], str] = {
     syntax.StateDecl: "state",
     syntax.RequireClause: "require",
     syntax.ParamRequire: "param require",
+    syntax.Sparse: "sparse",
+    syntax.Complex: "complex",
+    syntax.Routine: "routine",
     syntax.Update: "update",
     syntax.LetStmt: "let",
 }

@@ -176,8 +176,10 @@ class _Member:
 
 
 def _member(optimizer: Optimizer, group: Group, param: Tensor, grad: Tensor) -> _Member:
+    optimizer._check_grad(group, param, grad)
     if grad.layout is not torch.strided:
-        raise RuntimeError(f"{type(optimizer).__name__} does not support sparse gradients")
+        what = f"The fused kernel of {type(optimizer).__name__}"
+        raise RuntimeError(f"{what} does not support sparse gradients")
     state = optimizer._initialise(group, param)
     flat = param if _is_dense(param) else torch.empty_like(param)
     slots: dict[str, Tensor] = {}

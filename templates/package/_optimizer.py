@@ -21,6 +21,10 @@ Group = dict[str, Any]
 # What `torch._foreach_*` takes and gives; None stands for a slot that does not exist.
 Tensors = list[Any] | tuple[Any, ...]
 
+# A condition on a parameter and its group, and what is said where it does not hold. The text may
+# show hyperparameters, `{param.shape}`, and `{indices}`: group and position of all that break it.
+Requirement = tuple[Callable[[Group, Tensor], bool], str]
+
 # How a step is executed, not what it computes: a checkpoint does not change these.
 EXECUTION_FLAGS = ("foreach", "capturable", "differentiable", "fused")
 
@@ -105,6 +109,29 @@ class Rows:
     def is_complex(self) -> bool:
         return bool(self.params[0].is_complex())
 
+    @property
+    def is_sparse(self) -> bool:
+        return bool(self.grads[0].is_sparse)
+
+    def gathered(self) -> tuple[Rows, list[tuple[Tensor, Any, Tensor]]]:
+        """Rows of the elements that the sparse gradients have, each once, and where they belong:
+        stored tensors, indices and the values that take the place there after the update."""
+        grads = [grad.coalesce() for grad in self.grads]
+        # A gradient without sparse dimensions has one element: all of the parameter.
+        places = [tuple(grad.indices()) or (None,) for grad in grads]
+        back: list[tuple[Tensor, Any, Tensor]] = []
+
+        def gather(column: Tensors) -> Tensors:
+            if column[0] is None:
+                return column
+            values = [tensor[place] for tensor, place in zip(column, places, strict=True)]
+            back.extend(zip(column, places, values, strict=True))
+            return values
+
+        slots = {name: gather(column) for name, column in self.slots.items()}
+        values = [grad.values() for grad in grads]
+        return Rows(gather(self.params), values, slots, self.unset, self.vectors), back
+
     def widened(self) -> tuple[Rows, list[tuple[Tensor, Tensor]]]:
         """Rows whose tensors all have the widest dtype among them, and what to round back: pairs of
         a stored tensor and the wide one that takes its place during the update."""
@@ -163,16 +190,30 @@ class Optimizer(torch.optim.Optimizer):
     fixed: ClassVar[dict[str, bool]] = {}
     # Whether an update of real and imaginary parts, as elements of their own, has a meaning.
     supports_complex: ClassVar[bool] = True
+    # How a sparse gradient is treated: `none` does not take it, `linear` lets it through the update
+    # as it is, `rows` and `only` update the elements that it has; `only` takes no other gradient.
+    sparse: ClassVar[str] = "none"
+    # What a gradient that is not taken is told, where that is more than the class's name.
+    refusal: ClassVar[str] = ""
+    # What holds for every parameter, and what for those whose gradient is sparse.
+    param_requires: ClassVar[tuple[Requirement, ...]] = ()
+    sparse_requires: ClassVar[tuple[Requirement, ...]] = ()
     # The module of this package with the fused GPU kernel.
     kernels: ClassVar[str] = ""
+
+    # The constructor checks the parameters of all groups together.
+    _constructing = False
 
     def __init__(self, params: ParamsT, defaults: Group) -> None:
         self._vectors: dict[tuple[int, str], _Vector] = {}
         defaults = {**defaults, **self.fixed}
         self._check_flags(defaults)
         self.check(defaults)
+        self._constructing = True
         super().__init__(params, defaults)
-        if defaults["fused"]:
+        self._constructing = False
+        self._check_params()
+        if defaults.get("fused"):
             # GradScaler then leaves the unscaling to the kernel.
             self._step_supports_amp_scaling = True
         if any(slot.eager for slot in self.slots):
@@ -183,10 +224,6 @@ class Optimizer(torch.optim.Optimizer):
     @staticmethod
     def check(group: Group) -> None:
         """Raise ValueError for a hyperparameter out of its range."""
-
-    @staticmethod
-    def check_param(group: Group, param: Tensor) -> None:
-        """Raise ValueError for a parameter that the algorithm cannot update."""
 
     @staticmethod
     def _agreement(param: Tensor, state: dict[str, Any]) -> tuple[Any, ...]:
@@ -204,12 +241,12 @@ class Optimizer(torch.optim.Optimizer):
 
     @classmethod
     def _check_flags(cls, group: Group) -> None:
-        if group["differentiable"]:
+        if group.get("differentiable"):
             raise RuntimeError(
                 f"{cls.__name__} does not support differentiable=True: its update runs without "
                 "autograd."
             )
-        if group["fused"] and group["foreach"]:
+        if group.get("fused") and group.get("foreach"):
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         for name, value in group.items():
             if isinstance(value, Tensor) and value.numel() != 1:
@@ -219,19 +256,47 @@ class Optimizer(torch.optim.Optimizer):
         """Add a group. Its hyperparameters are checked as the constructor's are.
 
         Raises:
-            ValueError: a hyperparameter is out of its range, or a parameter is of a wrong shape.
+            ValueError: a hyperparameter is out of its range, or the algorithm cannot update a
+                parameter.
         """
         if isinstance(param_group, dict):
             merged = {**self.defaults, **param_group}
             self._check_flags(merged)
             self.check(merged)
         super().add_param_group(param_group)
+        if self._constructing:
+            return
         try:
-            for param in self.param_groups[-1]["params"]:
-                self.check_param(self.param_groups[-1], param)
+            self._check_params()
         except ValueError:
             del self.param_groups[-1]
             raise
+
+    def _check_params(self) -> None:
+        """Raise ValueError if there are parameters that the algorithm cannot update."""
+        for holds, message in self.param_requires:
+            broken = [
+                ([index, place], group, param)
+                for index, group in enumerate(self.param_groups)
+                for place, param in enumerate(group["params"])
+                if not holds(group, param)
+            ]
+            if broken:
+                _, group, param = broken[0]
+                indices = [where for where, _, _ in broken]
+                raise ValueError(message.format_map({**group, "param": param, "indices": indices}))
+
+    def _check_grad(self, group: Group, param: Tensor, grad: Tensor) -> None:
+        """Raise RuntimeError for a gradient of a layout that the algorithm does not take."""
+        refused = "dense" if self.sparse == "only" else "sparse" if self.sparse == "none" else ""
+        layout = "sparse" if grad.is_sparse else "dense"
+        if layout == refused:
+            default = f"{type(self).__name__} does not support {layout} gradients"
+            raise RuntimeError(self.refusal or default)
+        if grad.is_sparse:
+            for holds, message in self.sparse_requires:
+                if not holds(group, param):
+                    raise RuntimeError(message.format_map(group))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -256,7 +321,7 @@ class Optimizer(torch.optim.Optimizer):
             What the closure returned, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse.
+            RuntimeError: a gradient is sparse, or dense, and the algorithm does not take it.
             AssertionError: `capturable` on the CPU, in torch's words.
         """
         loss = None
@@ -271,12 +336,24 @@ class Optimizer(torch.optim.Optimizer):
             foreach = self._uses_foreach(group)
             update = self._multi_tensor if foreach else self._single_tensor
             for rows, commit in self._rows(index, group, foreach):
-                wide, back = rows.widened()
-                update(group, wide)
-                for stored, value in back:
-                    stored.copy_(value)
+                self._run(update, group, rows)
                 commit()
         return loss
+
+    def _run(self, update: Callable[[Group, Rows], None], group: Group, rows: Rows) -> None:
+        """The update, of copies where the stored tensors do not serve."""
+        scattered: list[tuple[Tensor, Any, Tensor]] = []
+        if rows.is_sparse:
+            # Lists of sparse tensors have no calls.
+            update = self._single_tensor
+            if self.sparse != "linear":
+                rows, scattered = rows.gathered()
+        wide, rounded = rows.widened()
+        update(group, wide)
+        for stored, value in rounded:
+            stored.copy_(value)
+        for stored, place, value in scattered:
+            stored[place] = value
 
     def _fused_step(self) -> list[Group]:
         """Run the fused kernel for the groups that ask for it; the groups that are done. A step
@@ -303,7 +380,7 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             if slot.exists(group, param):
                 value = slot.initial(group, param)
-                state[slot.name] = _scalar(value, group, param) if slot.scalar else value
+                state[slot.name] = _kept(slot, value, group, param) if slot.scalar else value
         if state:
             self.state[param] = state
         return state
@@ -318,8 +395,7 @@ class Optimizer(torch.optim.Optimizer):
             grad = param.grad
             if grad is None:
                 continue
-            if grad.is_sparse:
-                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            self._check_grad(group, param, grad)
             if param.is_complex() and not self.supports_complex:
                 raise RuntimeError(f"{type(self).__name__} does not support complex parameters")
             state = self._initialise(group, param)
@@ -340,7 +416,7 @@ class Optimizer(torch.optim.Optimizer):
             ]
             dtypes = tuple(None if value is None else value.dtype for value in values)
             agreement = self._agreement(param, state) if foreach else ()
-            key = (unset, param.device, param.dtype, grad.dtype, dtypes, agreement)
+            key = (unset, param.device, param.dtype, grad.dtype, grad.layout, dtypes, agreement)
             batches.setdefault(key, []).append((param, grad, *values))
         result = []
         for (unset, *_), members in batches.items():
@@ -369,8 +445,12 @@ class Optimizer(torch.optim.Optimizer):
     ) -> Callable[[], None]:
         """Give `rows` its vectors. The result writes them back where they are copies."""
         copies: list[tuple[Tensor, Tensor, Tensor]] = []
+        integers = [slot.name for slot in self.slots if slot.integer]
+        for name in integers:
+            values = [self.state[p][name] for p in params]
+            rows.vectors[name] = torch.tensor(values, dtype=torch.int64)
         for slot in self.slots:
-            if not slot.scalar:
+            if not slot.scalar or slot.integer:
                 continue
             owners = [p for p in group["params"] if slot.name in self.state.get(p, ())]
             vector = self._vector(index, group, slot.name, owners)
@@ -385,6 +465,9 @@ class Optimizer(torch.optim.Optimizer):
         def scatter() -> None:
             for data, where, part in copies:
                 data[where] = part
+            for name in integers:
+                for param, value in zip(params, rows.vectors[name].tolist(), strict=True):
+                    self.state[param][name] = value
 
         return scatter
 
@@ -428,7 +511,7 @@ class Optimizer(torch.optim.Optimizer):
         merged: list[Group] = []
         for group, saved in zip(groups, saved_groups, strict=True):
             loaded = {**self.defaults, **saved, **self.fixed, "params": group["params"]}
-            loaded.update((name, group[name]) for name in EXECUTION_FLAGS)
+            loaded.update((name, group[name]) for name in EXECUTION_FLAGS if name in group)
             if "param_names" in group:
                 loaded.setdefault("param_names", group["param_names"])
             self.check(loaded)
@@ -465,11 +548,35 @@ class Optimizer(torch.optim.Optimizer):
                 f"{type(self).__name__} are: {', '.join(known) or 'none'}."
             )
         return {
-            name: _scalar(value, group, param, copy=True)
+            name: _kept(known[name], value, group, param, copy=True)
             if known[name].scalar
-            else torch.as_tensor(value).to(device=param.device, copy=True)
+            else _moved(value, param.device)
             for name, value in given.items()
         }
+
+
+class Routine(Optimizer):
+    """Base of optimizers whose update is a program over all parameters, which form one group, and
+    calls the closure itself. The first parameter holds the state."""
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Take the one group.
+
+        Raises:
+            ValueError: there is one already.
+        """
+        if self.param_groups:
+            raise ValueError(
+                f"{type(self).__name__} doesn't support per-parameter options (parameter groups)"
+            )
+        super().add_param_group(param_group)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A slot's copy on a device: a tensor, a list of them, or a number."""
+    if isinstance(value, Tensor):
+        return value.to(device=device, copy=True)
+    return [_moved(v, device) for v in value] if isinstance(value, list) else deepcopy(value)
 
 
 def _on_device(group: Group) -> bool:
@@ -483,6 +590,11 @@ def _refuse_capture(group: Group) -> None:
             "If capturable=True, params and state_steps must be on supported devices: "
             f"{_get_capturable_supported_devices()}."
         )
+
+
+def _kept(slot: Slot, value: Any, group: Group, param: Tensor, copy: bool = False) -> Any:
+    """A scalar slot's value as the state holds it."""
+    return int(value) if slot.integer else _scalar(value, group, param, copy)
 
 
 def _scalar(value: Any, group: Group, param: Tensor, copy: bool = False) -> Tensor:

@@ -19,7 +19,7 @@ from optdsl.ir import (
     reads,
     type_of,
 )
-from optdsl.ops import OPS, SYMBOLS, Along, Call, Infix, Kind, Method, Type
+from optdsl.ops import OPS, SYMBOLS, Call, Infix, KeepDim, Kind, Method, Type
 from optdsl.passes.liveness import shown
 from optdsl.targets.eager.view import View
 from optdsl.targets.layout import (
@@ -41,8 +41,8 @@ from optdsl.targets.torch_code import (
 
 
 def lower(spec: Spec) -> View | None:
-    """None for a derived optimizer: its class inherits the base's update."""
-    if spec.base is not None:
+    """None for a derived optimizer, whose class inherits the base's update, and for a routine."""
+    if spec.base is not None or spec.routine:
         return None
     spec = passes.optimise(spec)
     writer = Eager(spec)
@@ -255,7 +255,7 @@ class Eager(Writer):
         if not isinstance(spelling, Infix):
             rest = list(map(bare, rest))
         match spelling:
-            case Along(name=name):
+            case KeepDim(name=name):
                 return f"{first}.{name}(dim={rest[0]}, keepdim=True)"
             case Method(name=name) if is_scalar(args[0]):
                 return f"torch.{name}({', '.join((first, *rest))})"

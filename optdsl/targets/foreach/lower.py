@@ -42,10 +42,12 @@ from optdsl.targets.torch_code import CLAMPS, Lines, Writer, is_tensor, mentions
 
 
 def lower(spec: Spec) -> View | None:
-    """None for a derived optimizer, whose class inherits the base's update, and for one with a
-    branch that only a tensor decides: it runs one tensor at a time."""
-    if spec.base is not None:
+    """None for a derived optimizer, whose class inherits the base's update, for a routine, and for
+    one with a branch that only a tensor decides: it runs one tensor at a time."""
+    if spec.base is not None or spec.routine:
         return None
+    if spec.sparse.mode == "only":
+        return None  # sparse gradients are updated one at a time
     spec = passes.optimise(spec)
     agreement = _agreement(spec)
     if agreement is None:
@@ -264,7 +266,7 @@ class Foreach(Writer):
         """A number for all parameters, or a list with a number for each."""
         if kind_of(expr) <= Kind.HYPER:
             return self.scalar(expr)
-        if isinstance(expr, Ref):
+        if isinstance(expr, Ref) and expr.role is not Role.PROPERTY:
             return self.many(expr.name)
         return self.each(expr, self.scalar(expr))
 

@@ -64,8 +64,11 @@ def lower(spec: Spec) -> View:
 
 
 def equations(spec: Spec) -> tuple[str, ...]:
-    """The update as the lines of one `aligned` environment, branches in words."""
+    """The update as the lines of one `aligned` environment, branches in words; none for a routine,
+    which is a program."""
     body = specialise(spec, dict(spec.fixed)).body
+    if not body:
+        return ()
     return aligned(statements(body, Symbols(_names(spec))))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from optdsl import printing
 from optdsl.ir import (
@@ -52,15 +52,20 @@ def lower(spec: Spec) -> View:
         summary=spec.doc or f"{spec.name}.",
         imports=_imports(spec),
         name=spec.name,
-        base=spec.base or "Optimizer",
+        base=spec.base or _base(spec),
         headline=headline,
         documentation=tuple(documentation),
         attributes=indented(_attributes(spec)),
         parameters=tuple(_parameter(spec, name) for name in spec.signature),
         construction=indented(_forward(spec) if derived else _defaults(spec), 2),
         checks=() if derived else indented(_checks(spec), 2),
-        param_checks=() if derived else indented(_param_checks(spec), 2),
+        routine=f"_{spec.routine}" if spec.routine else "",
     )
+
+
+def _base(spec: Spec) -> str:
+    """The runtime's class that it extends."""
+    return "Routine" if spec.routine else "Optimizer"
 
 
 # What the sections of a module may call, by the runtime module that has it.
@@ -89,6 +94,14 @@ def _imports(spec: Spec) -> Lines:
             "from torch.optim.optimizer import ParamsT",
             "",
             f"from .{spec.base.lower()} import {spec.base}",
+        )
+    if spec.routine:
+        names = ["Group", "Routine", *(["Slot"] if spec.states else [])]
+        return (
+            *("from collections.abc import Callable", "from typing import Any", ""),
+            *("import torch", "from torch import Tensor"),
+            *("from torch.optim.optimizer import ParamsT", "", f"from . import _{spec.routine}"),
+            *_import("from ._optimizer import ", names),
         )
     one, many = eager.lower(spec), foreach.lower(spec)
     assert one is not None
@@ -185,9 +198,13 @@ def _checks(spec: Spec) -> Iterator[str]:
             yield f'{names} = group["{hyper.name}"]'
         elif hyper.name in used:
             yield f'{hyper.name} = group["{hyper.name}"]'
+    for flag in FLAGS:
+        if flag in used:
+            yield f'{flag} = group["{flag}"]'
     for hyper in spec.hypers:
         if hyper.type.choices:
             choices = ", ".join(f'"{c}"' for c in hyper.type.choices)
+            choices += ", None" if hyper.type.optional else ""
             yield f'if group["{hyper.name}"] not in ({choices}):'
             message = f"{hyper.name} must be one of {', '.join(hyper.type.choices)}"
             yield from indented((f'raise ValueError("{message}")',))
@@ -200,29 +217,54 @@ def _about_param(require: Require) -> bool:
     return any(r.role is Role.PROPERTY for r in refs(require.condition))
 
 
-def _param_checks(spec: Spec) -> Iterator[str]:
-    """The conditions on each parameter, which may also read the group."""
-    for require in spec.requires:
-        if _about_param(require):
-            yield from _check(spec, require)
+def _requirements(spec: Spec, name: str, requires: Iterable[Require]) -> Lines:
+    """`name = ((condition, message), ...)`: conditions on each parameter and its group."""
+    pairs = [
+        line
+        for require in requires
+        for line in bracketed(
+            "(",
+            (
+                f"lambda group, param: {_in_group(require.condition, wrap=False)}",
+                _quoted(_with_parts(spec, require.message)),
+            ),
+            "),",
+            8,
+        )
+    ]
+    return (f"{name} = (", *indented(pairs), ")") if pairs else ()
+
+
+def _with_parts(spec: Spec, message: str) -> str:
+    """A group holds a tuple as a whole: {beta1} -> {betas[0]}"""
+    for hyper in spec.hypers:
+        for place, part in enumerate(hyper.components):
+            message = message.replace(f"{{{part}}}", f"{{{hyper.name}[{place}]}}")
+    return message
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _check(spec: Spec, require: Require) -> Lines:
-    if _about_param(require):
-        failed = _in_group(apply("not", require.condition), wrap=False)
-    else:
-        failed = printing.show(printing.none_tests(apply("not", require.condition)), printing.host)
-    text = require.message.replace("\\", "\\\\").replace('"', '\\"')
+    match require.condition:
+        case Apply(op="not", args=(wrong,)):
+            pass
+        case condition:
+            wrong = apply("not", condition)
+    failed = printing.show(printing.none_tests(wrong), printing.host)
     prefix = "f" if _placeholders(spec, require.message) else ""
-    error = f'raise ValueError({prefix}"{text}")'
+    text = prefix + _quoted(require.message)
+    error = f"raise ValueError({text})"
     if 12 + len(error) > WIDTH:
-        return (f"if {failed}:", *indented(("raise ValueError(", f'    {prefix}"{text}"', ")")))
+        return (f"if {failed}:", *indented(("raise ValueError(", f"    {text}", ")")))
     return (f"if {failed}:", *indented((error,)))
 
 
 def _placeholders(spec: Spec, message: str) -> list[str]:
     names = [n for h in spec.hypers for n in (h.name, *h.components)]
-    names += ["param.shape"]
     return [n for n in names if f"{{{n}}}" in message]
 
 
@@ -235,7 +277,13 @@ def _attributes(spec: Spec) -> Lines:
         return (f"fixed: ClassVar[dict[str, bool]] = {{{fixed}}}",) if spec.fixed else ()
     # Not every kind of update has a kernel: then the base's empty name stays.
     fused = triton.lower(spec) is not None
+    sparse = spec.sparse
     lines = [] if supports_complex(spec) else ["supports_complex = False"]
+    lines += [f'sparse = "{sparse.mode}"'] if sparse.mode != "none" else []
+    lines += broken_assignment("refusal", _quoted(sparse.refusal), 4) if sparse.refusal else []
+    about_param = (r for r in spec.requires if _about_param(r))
+    lines += _requirements(spec, "param_requires", about_param)
+    lines += _requirements(spec, "sparse_requires", sparse.requires)
     lines += [f'kernels = "{spec.name.lower()}"'] if fused else []
     slots = _slot_text(spec)
     one_line = f"slots = ({slots[0]})" if len(slots) == 1 else ""
@@ -272,8 +320,10 @@ def _in_group(expr: Expr, wrap: bool) -> str:
             case Ref(role=Role.HYPER, name=name):
                 text = f'group["{name}"]'
                 return f"number({text})" if wrap else text
-            case Ref(role=Role.OPTION, name=name):
+            case Ref(role=Role.OPTION | Role.FLAG, name=name):
                 return f'group["{name}"]'
+            case Ref(role=Role.IS_TENSOR, name=name):
+                return f'torch.is_tensor(group["{name}"])'
             case Ref(role=Role.GRAD):
                 return "param.grad"
             case _:
@@ -298,19 +348,26 @@ def _documentation(spec: Spec) -> Lines:
     """A docstring's lines: the first one stands behind the quotes."""
     first, *rest = textwrap.wrap(spec.doc or f"{spec.name}.", WIDTH - 8)
     lines = [*rest, "", "Args:"]
-    what = "floating-point or complex parameters with dense gradients, or groups of them"
-    lines += indented(_argument("params", "iterable", what))
+    dtypes = "floating-point or complex" if supports_complex(spec) else "floating-point"
+    what = f"{dtypes} parameters with {_layouts(spec)} gradients"
+    lines += indented(_argument("params", "iterable", f"{what}, or groups of them"))
     for name in spec.signature:
         if name != "*":
             lines += indented(_describe(spec, name))
     errors = [r.message for r in spec.requires if _subject(spec, r) is None]
     raises = "; ".join(["ValueError: an argument is out of its range", *errors])
     lines += ["", "Raises:", *indented(textwrap.wrap(f"{raises}.", WIDTH - 12))]
-    lines += ["", ".. math::", "", *indented(latex.equations(spec))]
+    equations = latex.equations(spec)
+    lines += ["", ".. math::", "", *indented(equations)] if equations else []
     if spec.cites:
         lines += ["", "References:"]
         lines += (line for c in spec.cites for line in indented(textwrap.wrap(c, WIDTH - 12)))
     return (first, *indented(lines))
+
+
+def _layouts(spec: Spec) -> str:
+    """Which gradients it takes."""
+    return {"none": "dense", "only": "sparse"}.get(spec.sparse.mode, "dense or sparse")
 
 
 def _describe(spec: Spec, name: str) -> Lines:
@@ -324,6 +381,9 @@ def _describe(spec: Spec, name: str) -> Lines:
         if _subject(spec, r) == name
     ]
     value = signature.default(hyper)
+    if is_dependent(hyper):
+        assert hyper.default is not None
+        value = printing.show(hyper.default, printing.source)
     words = [", ".join(hyper.components)] if hyper.components else []
     words += [", ".join(conditions)] if conditions else []
     words += [f"Default: {value}"] if value is not None else ["Required"]
@@ -331,7 +391,10 @@ def _describe(spec: Spec, name: str) -> Lines:
 
 
 def _subject(spec: Spec, require: Require) -> str | None:
-    """The one argument that a condition is about; None if it is about several."""
+    """The one argument whose value a condition is about; None if it is about several, or about
+    flags and types."""
+    if any(r.role in (Role.FLAG, Role.IS_TENSOR) for r in refs(require.condition)):
+        return None
     names = set(require.hypers)
     about = [h.name for h in spec.hypers if names & {h.name, *h.components}]
     return about[0] if len(about) == 1 else None

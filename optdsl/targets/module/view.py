@@ -17,4 +17,4 @@ class View:
     parameters: tuple[str, ...]
     construction: tuple[str, ...]
     checks: tuple[str, ...]
-    param_checks: tuple[str, ...]
+    routine: str

@@ -74,8 +74,10 @@ FIRST_ADDRESS = 4
 def lower(spec: Spec) -> View | None:
     """None for a derived optimizer, whose class inherits the base's kernel, and for one that a pass
     over the elements cannot compute."""
-    if spec.base is not None or not _is_elementwise(spec):
+    if spec.base is not None or spec.routine or not _is_elementwise(spec):
         return None
+    if spec.sparse.mode == "only":
+        return None  # kernels read dense gradients
     try:
         view = _Lowering(spec).view()
     except Unspellable:
