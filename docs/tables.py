@@ -16,7 +16,20 @@ from pathlib import Path
 
 from optdsl.diagnostics import Code
 from optdsl.ir import FLAGS, Schedule, Spec
-from optdsl.ops import TABLE, Call, Conditional, Infix, Kind, Op, Prefix, Rule, Type
+from optdsl.ops import (
+    DTYPES,
+    PROPERTIES,
+    TABLE,
+    Along,
+    Call,
+    Conditional,
+    Infix,
+    Kind,
+    Op,
+    Prefix,
+    Rule,
+    Type,
+)
 from optdsl.pipeline import shipped_library
 from optdsl.resolve import scope
 from optdsl.resolve.schedule import ScheduleResolver
@@ -37,7 +50,16 @@ NOTES = {
     "lerp": "`lerp(a, b, w)`: from tensor `a` to tensor `b`, as `torch.lerp` rounds it",
     "where": "`where(mask, a, b)`: chosen for each element",
     "select": "chosen once, by a number's condition; only the chosen side is computed",
-    "unset": "whether a slot has had no assignment yet",
+    "unset": "whether a slot has had no assignment yet, or an optional hyperparameter is None",
+    "rsqrt": "the reciprocal of the square root",
+    "sum_along": "along one dimension, which stays with size 1",
+    "mean_along": "along one dimension, which stays with size 1",
+    "norm_along": "along one dimension, which stays with size 1",
+    "transpose": "the last two dimensions change places",
+    "addmm": "`addmm(x, a, b, beta, alpha)`: `beta * x + alpha * (a @ b)`, as `torch.addmm` rounds it",
+    "cast": "`cast(x, bfloat16)`: always a copy; also " + ", ".join(f"`{d}`" for d in DTYPES[1:]),
+    "host": "reads a reduction's number as a float64, and waits for it",
+    "zeros_along": "`zeros_like(param, dim=-1)`: size 1 along that dimension",
     "sum": "of one parameter's elements",
     "mean": "of one parameter's elements",
     "norm": "the Euclidean norm of one parameter's elements",
@@ -81,6 +103,16 @@ MEANINGS = {
 }
 
 
+PROPERTY_NOTES = {
+    "ndim": "how many dimensions it has",
+    "numel": "how many elements it has",
+    "shape": "its size along a dimension",
+    "eps": "the distance from 1 to the next number of its dtype",
+    "is_complex": "a condition",
+    "is_sparse": "a condition",
+}
+
+
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -104,6 +136,8 @@ def written(op: Op) -> str:
             return f"{name}(m, {', '.join(names[: len(names) - 1])})"
         case Call(name=name):
             return f"{name}({', '.join(names)})"
+        case Along(name=name):
+            return f"{name}(a, dim=b)"
         case _:
             return f"{op.name}({', '.join(names)})"
 
@@ -111,11 +145,11 @@ def written(op: Op) -> str:
 def taken(op: Op) -> str:
     """Where an operator can stand."""
     match op.rule:
-        case Rule.INITIAL:
+        case Rule.INITIAL | Rule.INITIAL_ALONG:
             return "first values"
         case Rule.SCALAR_ONLY:
             return "numbers"
-        case Rule.REDUCE:
+        case Rule.REDUCE | Rule.ALONG | Rule.MATRIX | Rule.HOST:
             return "tensors"
         case Rule.JOIN if op.operands[0] is Type.PREDICATE:
             return "slots"
@@ -125,10 +159,14 @@ def taken(op: Op) -> str:
 
 def result(op: Op) -> str:
     match op.rule:
-        case Rule.INITIAL:
+        case Rule.INITIAL | Rule.INITIAL_ALONG:
             return "tensor"
-        case Rule.REDUCE:
+        case Rule.REDUCE | Rule.HOST:
             return "one number per parameter"
+        case Rule.ALONG:
+            return "rows or columns"
+        case Rule.MATRIX:
+            return "matrix"
         case Rule.SCALAR_ONLY | Rule.JOIN:
             return NAMES[op.result]
 
@@ -136,16 +174,16 @@ def result(op: Op) -> str:
 def fused(op: Op) -> str:
     """Whether a kernel can have the operator: it makes one pass over the elements."""
     match op.rule:
-        case Rule.INITIAL:
+        case Rule.INITIAL | Rule.INITIAL_ALONG:
             return "-"
-        case Rule.REDUCE:
+        case Rule.REDUCE | Rule.ALONG | Rule.MATRIX | Rule.HOST:
             return "no"
         case Rule.JOIN | Rule.SCALAR_ONLY:
             # The host answers `unset` with a flag.
             return "no" if op.triton is None and op.name != "unset" else "yes"
 
 
-NAMES = {Type.NUMBER: "number", Type.BOOL: "condition", Type.TEXT: "text", Type.PREDICATE: "slot"}
+NAMES = {Type.NUMBER: "number", Type.BOOL: "condition", Type.TEXT: "dtype", Type.PREDICATE: "slot"}
 
 
 def operators() -> str:
@@ -180,13 +218,14 @@ def nodes() -> str:
 def kinds() -> str:
     meanings = {
         Kind.OPTION: "options and literals",
-        Kind.HYPER: "hyperparameters, `param.ndim`, `param.numel`: a number per group or parameter",
-        Kind.SCALAR: "slots that begin as a number: one number per parameter and step",
+        Kind.HYPER: "hyperparameters: a number per group",
+        Kind.SCALAR: "slots that begin as a number, properties of the parameter, `host(...)`: a number "
+        "per parameter and step",
         Kind.GLOBAL: "one number for all parameters; no operator makes it yet",
         Kind.REDUCED: "one number per parameter, from its elements: `norm(grad)`",
-        Kind.FACTORED: "rows and columns; no operator makes it yet",
+        Kind.FACTORED: "rows and columns: `norm(grad, dim=-1)`",
         Kind.ELEMENTWISE: "`param`, `grad`, slots that are tensors",
-        Kind.MATRIX: "the parameter as a matrix; no operator makes it yet",
+        Kind.MATRIX: "products of matrices, and what has a dtype of its own",
     }
     return table(("kind", "what has it"), ((kind.name.lower(), meanings[kind]) for kind in Kind))
 
@@ -237,6 +276,16 @@ def flags() -> str:
     return ", ".join(map(code, FLAGS)) + "\n"
 
 
+def properties() -> str:
+    return table(
+        ("written", "means"),
+        (
+            (code(f"param.{name}{'[-1]' if '{index}' in p.python else ''}"), PROPERTY_NOTES[name])
+            for name, p in PROPERTIES.items()
+        ),
+    )
+
+
 REGIONS: dict[str, Callable[[], str]] = {
     "operators": operators,
     "nodes": nodes,
@@ -244,6 +293,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "codes": codes,
     "targets": targets,
     "flags": flags,
+    "properties": properties,
     "reserved": reserved,
     "definitionnames": definition_names,
     "schedulenames": schedule_names,

@@ -9,6 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer as Optimizer
+    from torch.optim import swa_utils as swa_utils
+    from torch.optim import swap_in_optimizer_params_and_state as swap_in_optimizer_params_and_state
+
     from . import lr_scheduler as lr_scheduler
     from .adadelta import Adadelta as Adadelta
     from .adafactor import Adafactor as Adafactor
@@ -46,6 +50,8 @@ _MODULES = {
     "SparseAdam": "sparseadam",
 }
 _SUBPACKAGES: tuple[str, ...] = ("lr_scheduler",)
+# What torch.optim has beside algorithms, so that this package can stand in its place.
+_FROM_TORCH: tuple[str, ...] = ("Optimizer", "swa_utils", "swap_in_optimizer_params_and_state")
 
 __all__ = [
     "ASGD",
@@ -60,11 +66,13 @@ __all__ = [
     "Lion",
     "Muon",
     "NAdam",
+    "Optimizer",
     "RAdam",
     "RMSprop",
     "Rprop",
     "SparseAdam",
     "lr_scheduler",
+    "swa_utils",
 ]
 
 
@@ -73,6 +81,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     if name in _SUBPACKAGES:
         return importlib.import_module(f".{name}", __name__)
+    if name in _FROM_TORCH:
+        return getattr(importlib.import_module("torch.optim"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import _numbers
 from ._foreach import scale_
 from ._optimizer import (
     Group,
     Optimizer,
+    Row,
     Rows,
     Slot,
     as_complex,
@@ -39,7 +41,8 @@ class Adadelta(Optimizer):
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
         maximize (bool): ascend instead of descend. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:
@@ -186,3 +189,36 @@ class Adadelta(Optimizer):
             deltas = as_complex_list(deltas)
         # descend lr * delta
         torch._foreach_add_(params, deltas, alpha=-lr)
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, step, square_avg, acc_delta = row
+        lr = _numbers.wide(group["lr"])
+        rho = _numbers.wide(group["rho"])
+        eps = _numbers.wide(group["eps"])
+        weight_decay = _numbers.wide(group["weight_decay"])
+        step = step.double()
+        if group["maximize"]:
+            grad = -grad
+        # step += 1
+        step = step + 1
+        if weight_decay != 0:
+            # grad += weight_decay * param
+            grad = grad + weight_decay * param
+        if param.is_complex():
+            grad = as_real(grad)
+            square_avg = as_real(square_avg)
+            acc_delta = as_real(acc_delta)
+        # square_avg = rho * square_avg + (1 - rho) * grad * grad
+        square_avg = rho * square_avg + (1 - rho) * grad * grad
+        # let std = sqrt(square_avg + eps)
+        std = (square_avg + eps).sqrt()
+        # let delta = sqrt(acc_delta + eps) / std * grad
+        delta = (acc_delta + eps).sqrt() / std * grad
+        # acc_delta = rho * acc_delta + (1 - rho) * delta * delta
+        acc_delta = rho * acc_delta + (1 - rho) * delta * delta
+        if param.is_complex():
+            delta = as_complex(delta)
+        # descend lr * delta
+        param = param - lr * delta
+        return param, step, square_avg, acc_delta

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import _numbers
 from ._foreach import scale_
-from ._optimizer import Group, Optimizer, Rows, Slot, number, zeros_along
+from ._optimizer import Group, Optimizer, Row, Rows, Slot, number, zeros_along
 
 
 class Adafactor(Optimizer):
@@ -32,7 +33,8 @@ class Adafactor(Optimizer):
         maximize (bool): ascend instead of descend. Default: False.
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:
@@ -290,3 +292,57 @@ class Adafactor(Optimizer):
             strict=True,
         ):
             param.add_(direction, alpha=-(step_size / denom))
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, step, row_var, col_var, variance = row
+        lr = _numbers.wide(group["lr"])
+        beta2_decay = _numbers.wide(group["beta2_decay"])
+        eps1, eps2 = map(_numbers.wide, group["eps"])
+        d = _numbers.wide(group["d"])
+        weight_decay = _numbers.wide(group["weight_decay"])
+        step = step.double()
+        if group["maximize"]:
+            grad = -grad
+        # step += 1
+        step = step + 1
+        # let weight = step ** beta2_decay
+        weight = step**beta2_decay
+        # let epsilon = param.eps if unset(eps1) else eps1
+        epsilon = torch.finfo(param.dtype).eps if eps1 is None else eps1
+        # let count = max(param.numel, 1) ** 0.5
+        count = max(param.numel(), 1) ** 0.5
+        # let root_mean_square = host(norm(param)) / count
+        root_mean_square = param.norm().double() / count
+        # let step_size = max(eps2, root_mean_square) * min(lr, 1 / step ** 0.5)
+        step_size = _numbers.maximum(eps2, root_mean_square) * _numbers.minimum(lr, 1 / step**0.5)
+        if weight_decay != 0:
+            # param *= 1 - lr * weight_decay
+            param = param * (1 - lr * weight_decay)
+        # let second = grad
+        second = grad
+        if param.ndim > 1:
+            # let row_norm = norm(grad, dim=-1)
+            row_norm = grad.norm(dim=-1, keepdim=True)
+            # row_var = lerp(row_var, row_norm * row_norm / param.shape[-1], weight)
+            row_var = _numbers.lerp(row_var, row_norm * row_norm / param.shape[-1], weight)
+            # let col_norm = norm(grad, dim=-2)
+            col_norm = grad.norm(dim=-2, keepdim=True)
+            # col_var = lerp(col_var, col_norm * col_norm / param.shape[-2], weight)
+            col_var = _numbers.lerp(col_var, col_norm * col_norm / param.shape[-2], weight)
+            # second = row_var @ col_var / max(mean(row_var, dim=-2), epsilon)
+            second = (
+                row_var @ col_var / _numbers.maximum(row_var.mean(dim=-2, keepdim=True), epsilon)
+            )
+        else:
+            # variance = lerp(variance, grad * grad, weight)
+            variance = _numbers.lerp(variance, grad * grad, weight)
+            # second = variance
+            second = variance
+        # let direction = rsqrt(max(second, epsilon * epsilon)) * grad
+        direction = _numbers.maximum(second, epsilon * epsilon).rsqrt() * grad
+        # let denom = max(1, host(norm(direction)) / (count * d))
+        denom = _numbers.maximum(1, direction.norm().double() / (count * d))
+        # descend step_size / denom * direction
+        param = param - step_size / denom * direction
+        return param, step, row_var, col_var, variance

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ._optimizer import Group, Optimizer, Rows, Slot, as_real, as_real_list, full_like, number
+from . import _numbers
+from ._optimizer import Group, Optimizer, Row, Rows, Slot, as_real, as_real_list, full_like, number
 
 
 class Adagrad(Optimizer):
@@ -28,7 +29,8 @@ class Adagrad(Optimizer):
         maximize (bool): ascend instead of descend. Default: False.
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:
@@ -178,3 +180,32 @@ class Adagrad(Optimizer):
         torch._foreach_add_(denoms, eps)
         # descend rate * grad / denom
         torch._foreach_addcdiv_(params, grads, denoms, [-rate for rate in rates])
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, step, sum = row
+        lr = _numbers.wide(group["lr"])
+        lr_decay = _numbers.wide(group["lr_decay"])
+        weight_decay = _numbers.wide(group["weight_decay"])
+        eps = _numbers.wide(group["eps"])
+        step = step.double()
+        if group["maximize"]:
+            grad = -grad
+        # step += 1
+        step = step + 1
+        if weight_decay != 0:
+            # grad += weight_decay * param
+            grad = grad + weight_decay * param
+        # let rate = lr / (1 + (step - 1) * lr_decay)
+        rate = lr / (1 + (step - 1) * lr_decay)
+        if param.is_complex():
+            param = as_real(param)
+            grad = as_real(grad)
+            sum = as_real(sum)
+        # sum += grad * grad
+        sum = sum + grad * grad
+        # let denom = sqrt(sum) + eps
+        denom = sum.sqrt() + eps
+        # descend rate * grad / denom
+        param = param - rate * grad / denom
+        return param, step, sum

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import _numbers
 from ._foreach import scale_
-from ._optimizer import Group, Optimizer, Rows, Slot, as_real, as_real_list, number
+from ._optimizer import Group, Optimizer, Row, Rows, Slot, as_real, as_real_list, number
 
 
 class Adam(Optimizer):
@@ -30,7 +31,8 @@ class Adam(Optimizer):
         maximize (bool): ascend instead of descend. Default: False.
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
         decoupled_weight_decay (bool): Default: False.
 
@@ -254,3 +256,53 @@ class Adam(Optimizer):
         torch._foreach_add_(denoms, eps)
         # descend step_size * exp_avg / denom
         torch._foreach_addcdiv_(params, exp_avgs, denoms, [-step_size for step_size in step_sizes])
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, step, exp_avg, exp_avg_sq, max_exp_avg_sq = row
+        lr = _numbers.wide(group["lr"])
+        beta1, beta2 = map(_numbers.wide, group["betas"])
+        eps = _numbers.wide(group["eps"])
+        weight_decay = _numbers.wide(group["weight_decay"])
+        amsgrad = group["amsgrad"]
+        decoupled_weight_decay = group["decoupled_weight_decay"]
+        step = step.double()
+        if group["maximize"]:
+            grad = -grad
+        # step += 1
+        step = step + 1
+        if weight_decay != 0:
+            if decoupled_weight_decay:
+                # param *= 1 - lr * weight_decay
+                param = param * (1 - lr * weight_decay)
+            else:
+                # grad += weight_decay * param
+                grad = grad + weight_decay * param
+        if param.is_complex():
+            param = as_real(param)
+            grad = as_real(grad)
+            exp_avg = as_real(exp_avg)
+            exp_avg_sq = as_real(exp_avg_sq)
+            max_exp_avg_sq = as_real(max_exp_avg_sq)
+        # exp_avg = lerp(exp_avg, grad, 1 - beta1)
+        exp_avg = _numbers.lerp(exp_avg, grad, 1 - beta1)
+        # exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+        # let bias_correction1 = 1 - beta1 ** step
+        bias_correction1 = 1 - beta1**step
+        # let bias_correction2 = 1 - beta2 ** step
+        bias_correction2 = 1 - beta2**step
+        # let step_size = lr / bias_correction1
+        step_size = lr / bias_correction1
+        # let second = exp_avg_sq
+        second = exp_avg_sq
+        if amsgrad:
+            # max_exp_avg_sq = max(max_exp_avg_sq, exp_avg_sq)
+            max_exp_avg_sq = torch.maximum(max_exp_avg_sq, exp_avg_sq)
+            # second = max_exp_avg_sq
+            second = max_exp_avg_sq
+        # let denom = sqrt(second) / bias_correction2 ** 0.5 + eps
+        denom = second.sqrt() / bias_correction2**0.5 + eps
+        # descend step_size * exp_avg / denom
+        param = param - step_size * exp_avg / denom
+        return param, step, exp_avg, exp_avg_sq, max_exp_avg_sq

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import _numbers
 from ._foreach import scale_
-from ._optimizer import Group, Optimizer, Rows, Slot, as_real, as_real_list, number
+from ._optimizer import Group, Optimizer, Row, Rows, Slot, as_real, as_real_list, number
 
 
 class Adamax(Optimizer):
@@ -27,7 +28,8 @@ class Adamax(Optimizer):
         foreach (bool | None): update lists of tensors at once; by default where torch does.
             Default: None.
         maximize (bool): ascend instead of descend. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
         fused (bool | None): update all tensors in one kernel. Default: None.
@@ -174,3 +176,33 @@ class Adamax(Optimizer):
             exp_infs,
             [-(lr / bias_correction) for bias_correction in bias_corrections],
         )
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, step, exp_avg, exp_inf = row
+        lr = _numbers.wide(group["lr"])
+        beta1, beta2 = map(_numbers.wide, group["betas"])
+        eps = _numbers.wide(group["eps"])
+        weight_decay = _numbers.wide(group["weight_decay"])
+        step = step.double()
+        if group["maximize"]:
+            grad = -grad
+        # step += 1
+        step = step + 1
+        if weight_decay != 0:
+            # grad += weight_decay * param
+            grad = grad + weight_decay * param
+        if param.is_complex():
+            param = as_real(param)
+            grad = as_real(grad)
+            exp_avg = as_real(exp_avg)
+            exp_inf = as_real(exp_inf)
+        # exp_avg = lerp(exp_avg, grad, 1 - beta1)
+        exp_avg = _numbers.lerp(exp_avg, grad, 1 - beta1)
+        # exp_inf = max(beta2 * exp_inf, abs(grad) + eps)
+        exp_inf = torch.maximum(beta2 * exp_inf, abs(grad) + eps)
+        # let bias_correction = 1 - beta1 ** step
+        bias_correction = 1 - beta1**step
+        # descend lr / bias_correction * exp_avg / exp_inf
+        param = param - lr / bias_correction * exp_avg / exp_inf
+        return param, step, exp_avg, exp_inf

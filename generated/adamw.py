@@ -30,7 +30,8 @@ class AdamW(Adam):
         maximize (bool): ascend instead of descend. Default: False.
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import _numbers
 from ._foreach import scale_
-from ._optimizer import Group, Optimizer, Rows, Slot, as_real, as_real_list, number
+from ._optimizer import Group, Optimizer, Row, Rows, Slot, as_real, as_real_list, number
 
 
 class ASGD(Optimizer):
@@ -29,7 +30,8 @@ class ASGD(Optimizer):
         foreach (bool | None): update lists of tensors at once; by default where torch does.
             Default: None.
         maximize (bool): ascend instead of descend. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
         fused (bool | None): update all tensors in one kernel. Default: None.
@@ -198,3 +200,41 @@ class ASGD(Optimizer):
         rows.vectors["mu"].copy_(
             rows.vectors["mu"].new_tensor([1 / max(1, step - t0) for step in steps]),
         )
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, step, eta, mu, ax = row
+        lr = _numbers.wide(group["lr"])
+        lambd = _numbers.wide(group["lambd"])
+        alpha = _numbers.wide(group["alpha"])
+        t0 = _numbers.wide(group["t0"])
+        weight_decay = _numbers.wide(group["weight_decay"])
+        step = step.double()
+        eta = eta.double()
+        mu = mu.double()
+        if group["maximize"]:
+            grad = -grad
+        if param.is_complex():
+            param = as_real(param)
+            grad = as_real(grad)
+            ax = as_real(ax)
+        # step += 1
+        step = step + 1
+        if weight_decay != 0:
+            # grad += weight_decay * param
+            grad = grad + weight_decay * param
+        # param *= 1 - lambd * eta
+        param = param * (1 - lambd * eta)
+        # descend eta * grad
+        param = param - eta * grad
+        # ax = param
+        ax = _numbers.choose(mu == 1, param, ax)
+        # let change = (param - ax) * mu
+        change = (param - ax) * mu
+        # ax += change
+        ax = _numbers.choose(mu == 1, ax, ax + change)
+        # eta = lr / (1 + lambd * lr * step) ** alpha
+        eta = lr / (1 + lambd * lr * step) ** alpha
+        # mu = 1 / max(1, step - t0)
+        mu = 1 / _numbers.maximum(1, step - t0)
+        return param, step, eta, mu, ax

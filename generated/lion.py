@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import _numbers
 from ._foreach import scale_
-from ._optimizer import Group, Optimizer, Rows, Slot, as_real, as_real_list, number
+from ._optimizer import Group, Optimizer, Row, Rows, Slot, as_real, as_real_list, number
 
 
 class Lion(Optimizer):
@@ -28,7 +29,8 @@ class Lion(Optimizer):
         maximize (bool): ascend instead of descend. Default: False.
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:
@@ -141,3 +143,26 @@ class Lion(Optimizer):
         torch._foreach_lerp_(exp_avgs, grads, 1 - beta2)
         # descend lr * sign(direction)
         torch._foreach_add_(params, torch._foreach_sign(directions), alpha=-lr)
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, exp_avg = row
+        lr = _numbers.wide(group["lr"])
+        beta1, beta2 = map(_numbers.wide, group["betas"])
+        weight_decay = _numbers.wide(group["weight_decay"])
+        if group["maximize"]:
+            grad = -grad
+        if weight_decay != 0:
+            # param *= 1 - lr * weight_decay
+            param = param * (1 - lr * weight_decay)
+        if param.is_complex():
+            param = as_real(param)
+            grad = as_real(grad)
+            exp_avg = as_real(exp_avg)
+        # let direction = lerp(exp_avg, grad, 1 - beta1)
+        direction = _numbers.lerp(exp_avg, grad, 1 - beta1)
+        # exp_avg = lerp(exp_avg, grad, 1 - beta2)
+        exp_avg = _numbers.lerp(exp_avg, grad, 1 - beta2)
+        # descend lr * sign(direction)
+        param = param - lr * direction.sign()
+        return param, exp_avg

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import _numbers
 from ._foreach import scale_
-from ._optimizer import Group, Optimizer, Rows, Slot, number
+from ._optimizer import Group, Optimizer, Row, Rows, Slot, number
 
 
 class Muon(Optimizer):
@@ -37,7 +38,8 @@ class Muon(Optimizer):
         maximize (bool): ascend instead of descend. Default: False.
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:
@@ -90,7 +92,11 @@ class Muon(Optimizer):
         weight_decay: float | Tensor = 0.1,
         momentum: float | Tensor = 0.95,
         nesterov: bool = True,
-        ns_coefficients: tuple[float | Tensor, float | Tensor, float | Tensor] = (3.4445, -4.7750, 2.0315),
+        ns_coefficients: tuple[float | Tensor, float | Tensor, float | Tensor] = (
+            3.4445,
+            -4.7750,
+            2.0315,
+        ),
         eps: float | Tensor = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
@@ -133,7 +139,10 @@ class Muon(Optimizer):
             raise ValueError(f"weight decay should be >= 0 but is: {weight_decay}")
         if not ns_steps < 100:
             raise ValueError("Number of steps must be less than 100 for computational efficiency")
-        if not ((adjust_lr_fn is None or adjust_lr_fn == "original") or adjust_lr_fn == "match_rms_adamw"):
+        if not (
+            (adjust_lr_fn is None or adjust_lr_fn == "original")
+            or adjust_lr_fn == "match_rms_adamw"
+        ):
             raise ValueError(f"Adjust learning rate function {adjust_lr_fn} is not supported")
 
     @staticmethod
@@ -245,3 +254,52 @@ class Muon(Optimizer):
         # descend lr * ratio * x
         for param, x, ratio in zip(params, xs, ratios, strict=True):
             param.add_(x, alpha=-(lr * ratio))
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, momentum_buffer = row
+        lr = _numbers.wide(group["lr"])
+        weight_decay = _numbers.wide(group["weight_decay"])
+        momentum = _numbers.wide(group["momentum"])
+        nesterov = group["nesterov"]
+        a, b, c = map(_numbers.wide, group["ns_coefficients"])
+        eps = _numbers.wide(group["eps"])
+        ns_steps = _numbers.wide(group["ns_steps"])
+        adjust_lr_fn = _numbers.wide(group["adjust_lr_fn"])
+        if group["maximize"]:
+            grad = -grad
+        # momentum_buffer = lerp(momentum_buffer, grad, 1 - momentum)
+        momentum_buffer = _numbers.lerp(momentum_buffer, grad, 1 - momentum)
+        # let direction = momentum_buffer
+        direction = momentum_buffer
+        if nesterov:
+            # direction = lerp(grad, momentum_buffer, momentum)
+            direction = _numbers.lerp(grad, momentum_buffer, momentum)
+        # let x = cast(direction, bfloat16)
+        x = direction.to(torch.bfloat16)
+        if param.shape[0] > param.shape[1]:
+            # x = transpose(x)
+            x = x.mT
+        # x = x / max(norm(x), eps)
+        x = x / _numbers.maximum(x.norm(), eps)
+        for _ in range(ns_steps):
+            # let gram = x @ transpose(x)
+            gram = x @ x.mT
+            # let polynomial = addmm(gram, gram, gram, b, c)
+            polynomial = _numbers.addmm(gram, gram, gram, b, c)
+            # x = addmm(x, polynomial, x, a, 1)
+            x = _numbers.addmm(x, polynomial, x, a, 1)
+        if param.shape[0] > param.shape[1]:
+            # x = transpose(x)
+            x = x.mT
+        # let ratio = sqrt(max(1, param.shape[0] / param.shape[1]))
+        ratio = math.sqrt(max(1, param.shape[0] / param.shape[1]))
+        if adjust_lr_fn == "match_rms_adamw":
+            # ratio = 0.2 * sqrt(max(param.shape[0], param.shape[1]))
+            ratio = 0.2 * math.sqrt(max(param.shape[0], param.shape[1]))
+        if weight_decay != 0:
+            # param *= 1 - lr * weight_decay
+            param = param * (1 - lr * weight_decay)
+        # descend lr * ratio * x
+        param = param - lr * ratio * x.to(param.dtype)
+        return param, momentum_buffer

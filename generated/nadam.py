@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import _numbers
 from ._foreach import scale_
-from ._optimizer import Group, Optimizer, Rows, Slot, as_real, as_real_list, number
+from ._optimizer import Group, Optimizer, Row, Rows, Slot, as_real, as_real_list, number
 
 
 class NAdam(Optimizer):
@@ -31,7 +32,8 @@ class NAdam(Optimizer):
         maximize (bool): ascend instead of descend. Default: False.
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:
@@ -242,3 +244,49 @@ class NAdam(Optimizer):
                 for mu_next, mu_product in zip(mu_nexts, mu_products, strict=True)
             ],
         )
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, step, mu_product, exp_avg, exp_avg_sq = row
+        lr = _numbers.wide(group["lr"])
+        beta1, beta2 = map(_numbers.wide, group["betas"])
+        eps = _numbers.wide(group["eps"])
+        weight_decay = _numbers.wide(group["weight_decay"])
+        momentum_decay = _numbers.wide(group["momentum_decay"])
+        decoupled_weight_decay = group["decoupled_weight_decay"]
+        step = step.double()
+        if group["maximize"]:
+            grad = -grad
+        if param.is_complex():
+            param = as_real(param)
+            grad = as_real(grad)
+            exp_avg = as_real(exp_avg)
+            exp_avg_sq = as_real(exp_avg_sq)
+        # step += 1
+        step = step + 1
+        # let bias_correction2 = 1 - beta2 ** step
+        bias_correction2 = 1 - beta2**step
+        if weight_decay != 0:
+            if decoupled_weight_decay:
+                # param *= 1 - lr * weight_decay
+                param = param * (1 - lr * weight_decay)
+            else:
+                # grad += weight_decay * param
+                grad = grad + weight_decay * param
+        # let mu = beta1 * (1 - 0.5 * 0.96 ** (step * momentum_decay))
+        mu = beta1 * (1 - 0.5 * 0.96 ** (step * momentum_decay))
+        # let mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * momentum_decay))
+        mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * momentum_decay))
+        # mu_product *= mu
+        mu_product = mu_product * _numbers.like(mu_product, mu)
+        # exp_avg = lerp(exp_avg, grad, 1 - beta1)
+        exp_avg = _numbers.lerp(exp_avg, grad, 1 - beta1)
+        # exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+        # let denom = sqrt(exp_avg_sq / bias_correction2) + eps
+        denom = (exp_avg_sq / bias_correction2).sqrt() + eps
+        # descend lr * (1 - mu) / (1 - mu_product) * grad / denom
+        param = param - lr * (1 - mu) / (1 - mu_product.double()) * grad / denom
+        # descend lr * mu_next / (1 - mu_product * mu_next) * exp_avg / denom
+        param = param - lr * mu_next / (1 - mu_product.double() * mu_next) * exp_avg / denom
+        return param, step, mu_product, exp_avg, exp_avg_sq

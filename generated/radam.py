@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import _numbers
 from ._foreach import scale_
-from ._optimizer import Group, Optimizer, Rows, Slot, as_real, as_real_list, number
+from ._optimizer import Group, Optimizer, Row, Rows, Slot, as_real, as_real_list, number
 
 
 class RAdam(Optimizer):
@@ -32,7 +33,8 @@ class RAdam(Optimizer):
         maximize (bool): ascend instead of descend. Default: False.
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:
@@ -235,9 +237,62 @@ class RAdam(Optimizer):
                 changes,
                 [
                     exp_avg_sq.sqrt().add_(eps).reciprocal_().mul_(bias_correction2**0.5)
-                    for bias_correction2, exp_avg_sq in zip(bias_correction2s, exp_avg_sqs, strict=True)
+                    for bias_correction2, exp_avg_sq in zip(
+                        bias_correction2s, exp_avg_sqs, strict=True
+                    )
                 ],
             )
             scale_(changes, [ratio**0.5 for ratio in ratios])
         # descend change
         torch._foreach_sub_(params, changes)
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, step, exp_avg, exp_avg_sq = row
+        lr = _numbers.wide(group["lr"])
+        beta1, beta2 = map(_numbers.wide, group["betas"])
+        eps = _numbers.wide(group["eps"])
+        weight_decay = _numbers.wide(group["weight_decay"])
+        decoupled_weight_decay = group["decoupled_weight_decay"]
+        step = step.double()
+        if group["maximize"]:
+            grad = -grad
+        if param.is_complex():
+            param = as_real(param)
+            grad = as_real(grad)
+            exp_avg = as_real(exp_avg)
+            exp_avg_sq = as_real(exp_avg_sq)
+        # step += 1
+        step = step + 1
+        if weight_decay != 0:
+            if decoupled_weight_decay:
+                # param *= 1 - lr * weight_decay
+                param = param * (1 - lr * weight_decay)
+            else:
+                # grad += weight_decay * param
+                grad = grad + weight_decay * param
+        # exp_avg = lerp(exp_avg, grad, 1 - beta1)
+        exp_avg = _numbers.lerp(exp_avg, grad, 1 - beta1)
+        # exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+        # let bias_correction1 = 1 - beta1 ** step
+        bias_correction1 = 1 - beta1**step
+        # let bias_correction2 = 1 - beta2 ** step
+        bias_correction2 = 1 - beta2**step
+        # let rho_inf = 2 / (1 - beta2) - 1
+        rho_inf = 2 / (1 - beta2) - 1
+        # let rho_t = rho_inf - 2 * step * beta2 ** step / bias_correction2
+        rho_t = rho_inf - 2 * step * beta2**step / bias_correction2
+        # let change = exp_avg / bias_correction1 * lr
+        change = exp_avg / bias_correction1 * lr
+        # let ratio = (rho_t - 4) * (rho_t - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho_t)
+        ratio = (rho_t - 4) * (rho_t - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho_t)
+        # change = change * (bias_correction2 ** 0.5 / (sqrt(exp_avg_sq) + eps)) * ratio ** 0.5
+        change = _numbers.choose(
+            rho_t > 5,
+            change * (bias_correction2**0.5 / (exp_avg_sq.sqrt() + eps)) * ratio**0.5,
+            change,
+        )
+        # descend change
+        param = param - change
+        return param, step, exp_avg, exp_avg_sq

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import _numbers
 from ._foreach import scale_
-from ._optimizer import Group, Optimizer, Rows, Slot, as_real, as_real_list, number
+from ._optimizer import Group, Optimizer, Row, Rows, Slot, as_real, as_real_list, number
 
 
 class RMSprop(Optimizer):
@@ -30,7 +31,8 @@ class RMSprop(Optimizer):
         foreach (bool | None): update lists of tensors at once; by default where torch does.
             Default: None.
         maximize (bool): ascend instead of descend. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:
@@ -221,3 +223,47 @@ class RMSprop(Optimizer):
         else:
             # descend lr * grad / denom
             torch._foreach_addcdiv_(params, grads, denoms, -lr)
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, step, square_avg, momentum_buffer, grad_avg = row
+        lr = _numbers.wide(group["lr"])
+        alpha = _numbers.wide(group["alpha"])
+        eps = _numbers.wide(group["eps"])
+        weight_decay = _numbers.wide(group["weight_decay"])
+        momentum = _numbers.wide(group["momentum"])
+        centered = group["centered"]
+        step = step.double()
+        if group["maximize"]:
+            grad = -grad
+        # step += 1
+        step = step + 1
+        if weight_decay != 0:
+            # grad += weight_decay * param
+            grad = grad + weight_decay * param
+        if param.is_complex():
+            param = as_real(param)
+            grad = as_real(grad)
+            square_avg = as_real(square_avg)
+            momentum_buffer = as_real(momentum_buffer)
+            grad_avg = as_real(grad_avg)
+        # square_avg = alpha * square_avg + (1 - alpha) * grad * grad
+        square_avg = alpha * square_avg + (1 - alpha) * grad * grad
+        # let second = square_avg
+        second = square_avg
+        if centered:
+            # grad_avg = lerp(grad_avg, grad, 1 - alpha)
+            grad_avg = _numbers.lerp(grad_avg, grad, 1 - alpha)
+            # second = square_avg - grad_avg * grad_avg
+            second = square_avg - grad_avg * grad_avg
+        # let denom = sqrt(second) + eps
+        denom = second.sqrt() + eps
+        if momentum > 0:
+            # momentum_buffer = momentum * momentum_buffer + grad / denom
+            momentum_buffer = momentum * momentum_buffer + grad / denom
+            # descend lr * momentum_buffer
+            param = param - lr * momentum_buffer
+        else:
+            # descend lr * grad / denom
+            param = param - lr * grad / denom
+        return param, step, square_avg, momentum_buffer, grad_avg

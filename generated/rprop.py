@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ._optimizer import Group, Optimizer, Rows, Slot, as_real, as_real_list, full_like, number
+from . import _numbers
+from ._optimizer import Group, Optimizer, Row, Rows, Slot, as_real, as_real_list, full_like, number
 
 
 class Rprop(Optimizer):
@@ -29,7 +30,8 @@ class Rprop(Optimizer):
         foreach (bool | None): update lists of tensors at once; by default where torch does.
             Default: None.
         maximize (bool): ascend instead of descend. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:
@@ -153,7 +155,9 @@ class Rprop(Optimizer):
         torch._foreach_sign_(sign_changes)
         # let factor = where(sign_change > 0, etaplus, where(sign_change < 0, etaminus, 1))
         factors = [
-            torch.where(sign_change > 0, etaplus, param.new_tensor(etaminus).where(sign_change < 0, 1))
+            torch.where(
+                sign_change > 0, etaplus, param.new_tensor(etaminus).where(sign_change < 0, 1)
+            )
             for sign_change, param in zip(sign_changes, params, strict=True)
         ]
         # step_size = min(max(step_size * factor, step_size_min), step_size_max)
@@ -169,3 +173,36 @@ class Rprop(Optimizer):
         torch._foreach_addcmul_(params, torch._foreach_sign(grads), step_size_list, -1)
         # prev = grad
         torch._foreach_copy_(prevs, grads)
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, step, prev, step_size = row
+        etaminus, etaplus = map(_numbers.wide, group["etas"])
+        step_size_min, step_size_max = map(_numbers.wide, group["step_sizes"])
+        step = step.double()
+        if group["maximize"]:
+            grad = -grad
+        # step += 1
+        step = step + 1
+        if param.is_complex():
+            param = as_real(param)
+            grad = as_real(grad)
+            prev = as_real(prev)
+            step_size = as_real(step_size)
+        # let sign_change = sign(grad * prev)
+        sign_change = (grad * prev).sign()
+        # let factor = where(sign_change > 0, etaplus, where(sign_change < 0, etaminus, 1))
+        factor = torch.where(
+            sign_change > 0, etaplus, _numbers.where(sign_change < 0, etaminus, 1, param)
+        )
+        # step_size = min(max(step_size * factor, step_size_min), step_size_max)
+        step_size = _numbers.minimum(
+            _numbers.maximum(step_size * factor, step_size_min), step_size_max
+        )
+        # grad = where(factor == etaminus, 0, grad)
+        grad = torch.where(factor == etaminus, 0, grad)
+        # descend sign(grad) * step_size
+        param = param - grad.sign() * step_size
+        # prev = grad
+        prev = grad.clone()
+        return param, step, prev, step_size

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import _numbers
 from ._foreach import scale_
-from ._optimizer import Group, Optimizer, Rows, Slot, number
+from ._optimizer import Group, Optimizer, Row, Rows, Slot, number
 
 
 class SGD(Optimizer):
@@ -30,7 +31,8 @@ class SGD(Optimizer):
         maximize (bool): ascend instead of descend. Default: False.
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:
@@ -178,3 +180,33 @@ class SGD(Optimizer):
                 grads = momentum_buffers
         # descend lr * grad
         torch._foreach_add_(params, grads, alpha=-lr)
+
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        param, grad, momentum_buffer = row
+        lr = _numbers.wide(group["lr"])
+        momentum = _numbers.wide(group["momentum"])
+        dampening = _numbers.wide(group["dampening"])
+        weight_decay = _numbers.wide(group["weight_decay"])
+        nesterov = group["nesterov"]
+        if group["maximize"]:
+            grad = -grad
+        if weight_decay != 0:
+            # grad += weight_decay * param
+            grad = grad + weight_decay * param
+        if momentum != 0:
+            if momentum_buffer is None:
+                # momentum_buffer = grad
+                momentum_buffer = grad.clone()
+            else:
+                # momentum_buffer = momentum * momentum_buffer + (1 - dampening) * grad
+                momentum_buffer = momentum * momentum_buffer + (1 - dampening) * grad
+            if nesterov:
+                # grad += momentum * momentum_buffer
+                grad = grad + momentum * momentum_buffer
+            else:
+                # grad = momentum_buffer
+                grad = momentum_buffer
+        # descend lr * grad
+        param = param - lr * grad
+        return param, momentum_buffer

@@ -29,7 +29,8 @@ class SparseAdam(Optimizer):
             Default: None.
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
             step. Default: False.
-        differentiable (bool): not supported: True raises RuntimeError. Default: False.
+        differentiable (bool): record the step, so that gradients flow through it. Default:
+            False.
         fused (bool | None): update all tensors in one kernel. Default: None.
 
     Raises:

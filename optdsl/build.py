@@ -21,6 +21,10 @@ from optdsl.targets import TARGETS, section
 
 Plan = Mapping[PurePosixPath, str]
 SCHEDULES = "lr_scheduler"
+# Not every supported torch has it, so `import *` does not ask for it.
+RECENT = "swap_in_optimizer_params_and_state"
+# What torch.optim has beside algorithms: the package can stand in its place.
+FROM_TORCH = ("Optimizer", "swa_utils", RECENT)
 
 
 class BuildError(Exception):
@@ -44,6 +48,8 @@ class PackageView:
     imports: tuple[Export, ...]
     subpackages: tuple[str, ...]
     subpackage_tuple: str
+    from_torch: tuple[str, ...]
+    from_torch_tuple: str
     public: tuple[str, ...]
 
 
@@ -98,7 +104,7 @@ def _package_files(library: Library, command: str) -> dict[PurePosixPath, str]:
     schedules = [u for u in library.units if isinstance(u, Schedule)]
     subpackages = (SCHEDULES,) if schedules else ()
     head = header([u.source for u in library.units], command)
-    view = _package("Optimizers and learning-rate schedules.", optimizers, subpackages)
+    view = _package("Optimizers and learning-rate schedules.", optimizers, subpackages, FROM_TORCH)
     files = {
         PurePosixPath("__init__.py"): head + render("package.py.jinja", view),
         PurePosixPath("py.typed"): head,
@@ -110,17 +116,30 @@ def _package_files(library: Library, command: str) -> dict[PurePosixPath, str]:
     return files
 
 
-def _package(summary: str, units: Sequence[Unit], subpackages: tuple[str, ...]) -> PackageView:
+def _package(
+    summary: str,
+    units: Sequence[Unit],
+    subpackages: tuple[str, ...],
+    from_torch: tuple[str, ...] = (),
+) -> PackageView:
     names = sorted((u.name for u in units), key=_export_order)
     exports = tuple(Export(name, name.lower()) for name in names)
     imports = tuple(sorted(exports, key=lambda e: e.module))
-    listed = repr(subpackages).replace("'", '"')
-    return PackageView(summary, exports, imports, subpackages, listed, (*names, *subpackages))
+    listed = (*names, *subpackages, *(n for n in from_torch if n != RECENT))
+    public = tuple(sorted(listed, key=_export_order))
+    return PackageView(
+        summary, exports, imports, subpackages, _tuple(subpackages), from_torch,
+        _tuple(from_torch), public,
+    )  # fmt: skip
 
 
-def _export_order(name: str) -> tuple[bool, str]:
-    """Names in capitals first: the order in which linters want `__all__`."""
-    return not name.isupper(), name
+def _tuple(names: tuple[str, ...]) -> str:
+    return repr(names).replace("'", '"')
+
+
+def _export_order(name: str) -> tuple[bool, bool, str]:
+    """Names in capitals first, then classes: the order in which linters want `__all__`."""
+    return not name.isupper(), name.islower(), name
 
 
 def _runtime_files(library: Library, command: str) -> dict[PurePosixPath, str]:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
+import generated
 from optdsl import build as builder
 from optdsl import cache, cli, resources
 from optdsl.emit import MARK
@@ -167,6 +169,15 @@ print("torch" in sys.modules, "generated.adam" in sys.modules, "generated.sgd" i
     assert python(code, tmp_path, PYTHONPATH="").split("\n")[:2] == [
         "False False", "True True False",
     ]  # fmt: skip
+
+
+def test_generated_package_has_every_name_of_torch_optim() -> None:
+    for name in torch.optim.__all__:
+        assert getattr(generated, name) is not None
+    assert generated.Optimizer is torch.optim.Optimizer
+    assert generated.swa_utils is torch.optim.swa_utils
+    with pytest.raises(AttributeError, match="no attribute 'Adma'"):
+        _ = generated.Adma
 
 
 # What is written

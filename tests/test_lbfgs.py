@@ -783,7 +783,7 @@ def test_a_direction_that_is_not_finite_is_not_taken(
     value: float, size: int, search: str | None
 ) -> None:
     options = {"line_search_fn": search, "history_size": size, "max_iter": 4}
-    run = begin(generated, PROBLEMS["network float32"], **options).step(2)
+    run = begin(generated, PROBLEMS["Rosenbrock float32"], **options).step(2)
     # With a direction and length of zero the next step learns nothing and uses what it finds.
     run.state.update(H_diag=torch.tensor(value), t=0)
     before, evaluations = plain(run.params), len(run.losses)

@@ -23,8 +23,10 @@ from optdsl.ir import Base, Spec
 from optdsl.ops import Kind
 from optdsl.parse import parse
 from optdsl.passes import (
+    FUNCTIONAL_PASSES,
     KERNEL_PASSES,
     PASSES,
+    branches_to_where,
     contract,
     drop_unused,
     first_real_statement,
@@ -42,7 +44,8 @@ from optdsl.targets import triton
 
 FOLDER = Path(__file__).parent / "passes"
 REWRITES: dict[str, Callable[[Spec], Spec]] = {
-    p.__name__: p for p in (lower_descend, contract, drop_unused, hoist_scalars)
+    p.__name__: p
+    for p in (lower_descend, contract, drop_unused, hoist_scalars, branches_to_where)
 }
 SHIPPED = [u for u in shipped_library().units if isinstance(u, Spec)]
 
@@ -93,7 +96,7 @@ def test_pass_makes_this_of_that(name: str, title: str, before: str, after: str)
 
 
 def test_every_pass_has_its_pairs() -> None:
-    passes = {p.__name__ for p in (*PASSES, *KERNEL_PASSES)} | {"specialise"}
+    passes = {p.__name__ for p in (*PASSES, *KERNEL_PASSES, *FUNCTIONAL_PASSES)} | {"specialise"}
     assert {p.stem for p in FOLDER.glob("*.txt")} == passes
 
 
@@ -151,6 +154,8 @@ def is_elementwise(spec: Spec) -> bool:
 
 def pipeline(spec: Spec) -> Iterator[tuple[str, Spec, Spec]]:
     """Each pass in order, with the spec before and behind it."""
+    plain = lower_descend(spec)
+    yield "branches_to_where", plain, branches_to_where(plain)
     kernel = KERNEL_PASSES if is_elementwise(spec) else ()
     for rewrite in (*PASSES, *kernel):
         after = rewrite(spec)
@@ -184,7 +189,7 @@ def test_specialising_keeps_the_bits_of_shipped_specs(spec: Spec, on: bool) -> N
 @pytest.mark.parametrize("spec", SHIPPED, ids=lambda s: s.name)
 def test_passes_are_idempotent_on_shipped_specs(spec: Spec) -> None:
     for name, _, after in pipeline(spec):
-        again = {p.__name__: p for p in (*PASSES, *KERNEL_PASSES)}[name](after)
+        again = REWRITES[name](after)
         assert show_spec(again) == show_spec(after), name
 
 

@@ -60,7 +60,9 @@ def scalars(
     one_minus_beta1 = 1 - beta1
     one_minus_beta2 = 1 - beta2
     minus_lr_times_one_minus_mu_over_one_minus_mu_product = -(lr * (1 - mu) / (1 - mu_product))
-    minus_lr_times_mu_next_over_one_minus_mu_product_times_mu_next = -(lr * mu_next / (1 - mu_product * mu_next))
+    minus_lr_times_mu_next_over_one_minus_mu_product_times_mu_next = -(
+        lr * mu_next / (1 - mu_product * mu_next)
+    )
     return (
         one_minus_lr_times_weight_decay,
         weight_decay,
@@ -107,8 +109,12 @@ def prologue(TENSORS, GIVEN, TABLE, COUNT):
     mu_product = _math.to_single(mu_product * _math.to_single(mu))
     one_minus_beta1 = 1 - beta1
     one_minus_beta2 = 1 - beta2
-    minus_lr_times_one_minus_mu_over_one_minus_mu_product = -_math.div(lr * (1 - mu), 1 - mu_product)
-    minus_lr_times_mu_next_over_one_minus_mu_product_times_mu_next = -_math.div(lr * mu_next, 1 - mu_product * mu_next)
+    minus_lr_times_one_minus_mu_over_one_minus_mu_product = -_math.div(
+        lr * (1 - mu), 1 - mu_product
+    )
+    minus_lr_times_mu_next_over_one_minus_mu_product_times_mu_next = -_math.div(
+        lr * mu_next, 1 - mu_product * mu_next
+    )
     tl.store(row, one_minus_lr_times_weight_decay)
     tl.store(row + 1, weight_decay)
     tl.store(row + 2, tl.where(weight_decay_ne_zero, 1.0, 0.0))

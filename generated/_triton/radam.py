@@ -51,7 +51,11 @@ def scalars(
     rho_inf = 2 / (1 - beta2) - 1
     rho_t = rho_inf - 2 * step * beta2**step / bias_correction2
     # let ratio = (rho_t - 4) * (rho_t - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho_t)
-    ratio = (rho_t - 4) * (rho_t - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho_t) if rho_t > 5 else 0.0
+    ratio = (
+        (rho_t - 4) * (rho_t - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho_t)
+        if rho_t > 5
+        else 0.0
+    )
     bias_correction2_pow_half = bias_correction2**0.5 if rho_t > 5 else 0.0
     ratio_pow_half = ratio**0.5 if rho_t > 5 else 0.0
     rho_t_gt_n5 = rho_t > 5
@@ -100,7 +104,11 @@ def prologue(TENSORS, GIVEN, TABLE, COUNT):
     # let rho_t = rho_inf - 2 * step * beta2 ** step / bias_correction2
     rho_t = rho_inf - _math.div(2 * step * _math.pow(beta2, step), bias_correction2)
     # let ratio = (rho_t - 4) * (rho_t - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho_t)
-    ratio = tl.where(rho_t > 5, _math.div((rho_t - 4) * (rho_t - 2) * rho_inf, (rho_inf - 4) * (rho_inf - 2) * rho_t), 0.0)
+    ratio = tl.where(
+        rho_t > 5,
+        _math.div((rho_t - 4) * (rho_t - 2) * rho_inf, (rho_inf - 4) * (rho_inf - 2) * rho_t),
+        0.0,
+    )
     bias_correction2_pow_half = tl.where(rho_t > 5, _math.pow(bias_correction2, 0.5), 0.0)
     ratio_pow_half = tl.where(rho_t > 5, _math.pow(ratio, 0.5), 0.0)
     rho_t_gt_n5 = rho_t > 5
@@ -187,7 +195,11 @@ def _block(
     change = _math.div(exp_avg, bias_correction1) * lr
     if rho_t_gt_n5:
         # change = change * (bias_correction2 ** 0.5 / (sqrt(exp_avg_sq) + eps)) * ratio ** 0.5
-        change = change * _math.rdiv(bias_correction2_pow_half, _math.sqrt(exp_avg_sq) + eps) * ratio_pow_half
+        change = (
+            change
+            * _math.rdiv(bias_correction2_pow_half, _math.sqrt(exp_avg_sq) + eps)
+            * ratio_pow_half
+        )
     # descend change
     param = param - change
 

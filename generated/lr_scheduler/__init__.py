@@ -21,6 +21,8 @@ _MODULES = {
     "StepLR": "steplr",
 }
 _SUBPACKAGES: tuple[str, ...] = ()
+# What torch.optim has beside algorithms, so that this package can stand in its place.
+_FROM_TORCH: tuple[str, ...] = ()
 
 __all__ = [
     "CosineAnnealingLR",
@@ -35,6 +37,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     if name in _SUBPACKAGES:
         return importlib.import_module(f".{name}", __name__)
+    if name in _FROM_TORCH:
+        return getattr(importlib.import_module("torch.optim"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

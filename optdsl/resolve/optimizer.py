@@ -65,6 +65,7 @@ class OptimizerResolver(StatementResolver):
             tuple(self.requires), states, body, sparse=self._sparse(states, body),
             complex=self._complex(), span=name.span,
         )  # fmt: skip
+        self._check_integers(spec)
         if not self.log.failed:
             self._check_use(spec, update)
         return spec
@@ -133,9 +134,9 @@ class OptimizerResolver(StatementResolver):
         found = not_linear(body)
         if found is not None:
             self.log.error(
-                Code.UNSUPPORTED, "Sparse tensors cannot pass here: this is not linear in them.",
-                found.span, related=((mode.span, "asked for here"),),
-                hints=("Tensors are added, subtracted, and scaled by numbers; or: sparse rows",),
+                Code.UNSUPPORTED, "A sparse gradient cannot pass here.", found.span,
+                related=((mode.span, "asked for here"),),
+                hints=("Sparse tensors are added, subtracted and scaled by numbers.",),
             )  # fmt: skip
 
     def _check_rows(
@@ -242,6 +243,20 @@ class OptimizerResolver(StatementResolver):
         )  # fmt: skip
         return None
 
+    def _check_integers(self, spec: Spec) -> None:
+        """A slot of type int is a whole number for ever."""
+        integers = {s.name: s for s in spec.states if s.integer}
+        wrong = [s.span for s in integers.values() if not _is_whole(s.initial)]
+        for stmt in ir.statements(spec.body):
+            if isinstance(stmt, ir.Assign) and stmt.target.name in integers:
+                kept = stmt.operator in ("add", "sub", "mul") and _is_whole(stmt.value)
+                wrong += [] if kept else [stmt.span]
+        for span in wrong:
+            self.log.error(
+                Code.WRONG_TYPE, "A slot of type int cannot take this.", span,
+                hints=("It begins as an integer, and changes by +=, -= or *= and an integer.",),
+            )  # fmt: skip
+
     # The constructor's order
 
     def _signature(self) -> tuple[str, ...]:
@@ -340,6 +355,16 @@ class OptimizerResolver(StatementResolver):
         else:
             message = f"Nothing reads {message.replace('The ', 'the ')}."
         self.log.warning(Code.UNREAD, message, span, hints=("Remove it, or use it in the update.",))
+
+
+def _is_whole(value: ir.Expr | None) -> bool:
+    match value:
+        case ir.Const(value=bool()):
+            return False
+        case ir.Const(value=int()):
+            return True
+        case _:
+            return False
 
 
 def name_in_let(stmt: ir.Let) -> Span:

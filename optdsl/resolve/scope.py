@@ -25,7 +25,7 @@ GENERATED = frozenset(
     | {"defaults", "lr_scheduler", "base_lr", "metric", "last_epoch"}
     | {"number", "map", "zip", "max", "min", "abs", "float", "super", "ValueError"}
     | {"as_real", "as_real_list", "dot", "full_like", "max_abs", "scale_", "set_lr"}
-    | {"as_complex", "as_complex_list", "zeros_along", "range"}
+    | {"as_complex", "as_complex_list", "zeros_along", "range", "_numbers"}
 )
 # Names of classes and modules that a generated module imports.
 IMPORTED = frozenset(

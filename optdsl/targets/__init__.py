@@ -10,7 +10,7 @@ from typing import Any
 
 from optdsl.emit import python_path, render
 from optdsl.ir import Schedule, Spec, Unit
-from optdsl.targets import eager, foreach, latex, module, schedule, triton
+from optdsl.targets import eager, foreach, functional, latex, layout, module, schedule, triton
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ TARGETS: tuple[Target, ...] = (
     Target("module", Spec, module.lower, "module.py.jinja", optimizer_path),
     Target("eager", Spec, eager.lower, "eager.py.jinja", optimizer_path),
     Target("foreach", Spec, foreach.lower, "foreach.py.jinja", optimizer_path),
+    Target("functional", Spec, functional.lower, "functional.py.jinja", optimizer_path),
     Target(
         "triton", Spec, triton.lower, "triton.py.jinja",
         lambda unit: python_path("_triton", unit.name.lower()),
@@ -50,4 +51,7 @@ def section(target: Target, unit: Unit) -> str | None:
     if not isinstance(unit, target.unit):
         return None
     view = target.lower(unit)
-    return None if view is None else render(target.template, view)
+    if view is None:
+        return None
+    text = render(target.template, view)
+    return layout.module(text) if target.template.endswith(".py.jinja") else text

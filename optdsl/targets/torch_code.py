@@ -41,23 +41,23 @@ Lines = tuple[str, ...]
 CLAMPS = {"max": "clamp_min", "min": "clamp_max"}
 
 
-def unpack(spec: Spec) -> Lines:
+def unpack(spec: Spec, read: str = "number") -> Lines:
     """The hyperparameters that the update reads, each under the author's name."""
     used = {r.name for r in reads(spec.body)}
     lines: list[str] = []
     for hyper in spec.hypers:
-        lines += _unpack(hyper, used)
+        lines += _unpack(hyper, used, read)
     return tuple(lines)
 
 
-def _unpack(hyper: Hyper, used: set[str]) -> Lines:
+def _unpack(hyper: Hyper, used: set[str], read: str) -> Lines:
     key = f'group["{hyper.name}"]'
     if used & set(hyper.components):
         names = ", ".join(c if c in used else "_" for c in hyper.components)
-        return (f"{names} = map(number, {key})",)
+        return (f"{names} = map({read}, {key})",)
     if hyper.name not in used:
         return ()
-    return (f"{hyper.name} = {key if hyper.kind is Kind.OPTION else f'number({key})'}",)
+    return (f"{hyper.name} = {key if hyper.kind is Kind.OPTION else f'{read}({key})'}",)
 
 
 class Writer(ABC):

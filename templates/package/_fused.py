@@ -176,7 +176,7 @@ class _Member:
 
 
 def _member(optimizer: Optimizer, group: Group, param: Tensor, grad: Tensor) -> _Member:
-    optimizer._check_grad(group, param, grad)
+    optimizer._check_param_and_grad(group, param, grad)
     if grad.layout is not torch.strided:
         what = f"The fused kernel of {type(optimizer).__name__}"
         raise RuntimeError(f"{what} does not support sparse gradients")

@@ -25,6 +25,9 @@ Tensors = list[Any] | tuple[Any, ...]
 # show hyperparameters, `{param.shape}`, and `{indices}`: group and position of all that break it.
 Requirement = tuple[Callable[[Group, Tensor], bool], str]
 
+# A parameter, its gradient and its slots in their order, for one call of `_functional`.
+Row = tuple[Any, ...]
+
 # How a step is executed, not what it computes: a checkpoint does not change these.
 EXECUTION_FLAGS = ("foreach", "capturable", "differentiable", "fused")
 
@@ -182,8 +185,9 @@ class _Vector:
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Base of the optimizers of this package. A subclass has slots, a check and its update twice:
-    `_single_tensor` and `_multi_tensor` give the same bits."""
+    """Base of the optimizers of this package. A subclass has slots, a check and its update three
+    times: `_single_tensor` and `_multi_tensor` write in place and give the same bits; `_functional`
+    writes nothing, and its numbers may be tensors."""
 
     slots: ClassVar[tuple[Slot, ...]] = ()
     # Options that a derived optimizer has decided, whatever a checkpoint says.
@@ -239,13 +243,22 @@ class Optimizer(torch.optim.Optimizer):
         """The update of lists. An update whose branches differ between parameters has none."""
         cls._single_tensor(group, rows)
 
+    @staticmethod
+    def _functional(group: Group, row: Row) -> Row:
+        """The parameter and the slots after a step."""
+        raise NotImplementedError
+
+    @classmethod
+    def _is_functional(cls) -> bool:
+        """Whether it has an update that writes nothing: not for sparse gradients alone."""
+        return cls._functional is not Optimizer._functional
+
     @classmethod
     def _check_flags(cls, group: Group) -> None:
-        if group.get("differentiable"):
-            raise RuntimeError(
-                f"{cls.__name__} does not support differentiable=True: its update runs without "
-                "autograd."
-            )
+        if group.get("fused") and group.get("differentiable"):
+            raise RuntimeError("`fused` does not support `differentiable`")
+        if group.get("differentiable") and not cls._is_functional():
+            raise RuntimeError(f"{cls.__name__} does not support differentiable=True")
         if group.get("fused") and group.get("foreach"):
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
         for name, value in group.items():
@@ -286,8 +299,11 @@ class Optimizer(torch.optim.Optimizer):
                 indices = [where for where, _, _ in broken]
                 raise ValueError(message.format_map({**group, "param": param, "indices": indices}))
 
-    def _check_grad(self, group: Group, param: Tensor, grad: Tensor) -> None:
-        """Raise RuntimeError for a gradient of a layout that the algorithm does not take."""
+    def _check_param_and_grad(self, group: Group, param: Tensor, grad: Tensor) -> None:
+        """Raise RuntimeError for a gradient of a layout that the algorithm does not take, and for a
+        complex parameter where it has no meaning."""
+        if param.is_complex() and not self.supports_complex:
+            raise RuntimeError(f"{type(self).__name__} does not support complex parameters")
         refused = "dense" if self.sparse == "only" else "sparse" if self.sparse == "none" else ""
         layout = "sparse" if grad.is_sparse else "dense"
         if layout == refused:
@@ -310,9 +326,9 @@ class Optimizer(torch.optim.Optimizer):
 
     # The step
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient.
+        """Update every parameter that has a gradient. With `differentiable` the update is recorded:
+        gradients flow through it to parameters, gradients, slots and hyperparameters.
 
         Args:
             closure: reevaluates the model and returns the loss.
@@ -328,17 +344,109 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        done = self._fused_step()
+        compiling = torch.compiler.is_compiling()
+        rest = self._outside_of_graphs() if compiling else self._step_in_place()
+        if rest:
+            with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
+                for member in rest:
+                    self._step_out_of_place(*member)
+        return loss
+
+    @torch.no_grad()
+    def _step_in_place(self, compiling: bool = False) -> list[tuple[Any, ...]]:
+        """Update the groups that kernels and updates in place serve; the members of the others."""
+        done = self._fused_step(compiling)
+        rest: list[tuple[Any, ...]] = []
         for index, group in enumerate(self.param_groups):
             if any(group is other for other in done):
                 continue
-            _refuse_capture(group)
+            if not (compiling or _on_device(group)):
+                _refuse_capture(group)
+            # A graph has no sparse tensors: what the compiler leaves out runs as without it.
+            compiled = compiling and not any(_has_sparse_grad(p) for p in group["params"])
+            plain = compiled or _on_device(group) or self._is_recorded(group)
+            if plain and self._is_functional():
+                rest += self._members(index, group)
+                continue
             foreach = self._uses_foreach(group)
             update = self._multi_tensor if foreach else self._single_tensor
             for rows, commit in self._rows(index, group, foreach):
                 self._run(update, group, rows)
                 commit()
-        return loss
+        return rest
+
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _outside_of_graphs(self) -> list[tuple[Any, ...]]:
+        """The part of a compiled step that is not traced: groups, states and vectors."""
+        return self._step_in_place(compiling=True)
+
+    def _is_recorded(self, group: Group) -> bool:
+        return bool(group["differentiable"] or self.defaults["differentiable"])
+
+    def _members(self, index: int, group: Group) -> list[tuple[Any, ...]]:
+        """What `_step_out_of_place` takes for each parameter of a group that has a gradient."""
+        scalars = [slot for slot in self.slots if slot.scalar]
+        for slot in scalars:
+            if self._vectors.pop((index, slot.name), None) is not None:
+                for param in group["params"]:
+                    if slot.name in self.state.get(param, ()):
+                        self.state[param][slot.name] = self.state[param][slot.name].clone()
+        members = []
+        for param in group["params"]:
+            grad = param.grad
+            if grad is None:
+                continue
+            self._check_param_and_grad(group, param, grad)
+            if grad.is_sparse:
+                raise RuntimeError(
+                    f"{type(self).__name__} does not support sparse gradients with "
+                    "differentiable=True or capturable=True"
+                )
+            state = self._initialise(group, param)
+            for slot in scalars:
+                if not isinstance(state[slot.name], Tensor):
+                    state[slot.name] = _scalar(state[slot.name], group, param)
+            if group["differentiable"] and "step" in state and state["step"].requires_grad:
+                raise RuntimeError(
+                    "`requires_grad` is not supported for `step` in differentiable mode"
+                )
+            exists = [slot.exists(group, param) for slot in self.slots]
+            if any(e and s.initial is None for s, e in zip(self.slots, exists, strict=True)):
+                state = self.state[param]
+            slots = [
+                state.get(s.name) if e else None for s, e in zip(self.slots, exists, strict=True)
+            ]
+            tensors = [v for s, v in zip(self.slots, slots, strict=True) if not s.scalar]
+            dtypes = [t.dtype for t in (param, grad, *tensors) if t is not None]
+            widest = functools.reduce(torch.promote_types, dtypes)
+            members.append((group, param, grad, slots, state, widest))
+        return members
+
+    def _step_out_of_place(
+        self,
+        group: Group,
+        param: Tensor,
+        grad: Tensor,
+        slots: list[Any],
+        state: dict[str, Any],
+        widest: torch.dtype,
+    ) -> None:
+        """Update one parameter by `_functional`. Where that is recorded, what it read stays as it
+        is: it reads a copy of the parameter, and the state takes the new tensors."""
+        recorded = torch.is_grad_enabled()
+        row = [param.clone() if recorded else param, grad]
+        row += slots
+        scalar = [False, False, *(slot.scalar for slot in self.slots)]
+        wide = [v if v is None or s else v.to(widest) for v, s in zip(row, scalar, strict=True)]
+        value, *values = self._functional(group, tuple(wide))
+        param.copy_(_stored(value, param))
+        for slot, old, new in zip(self.slots, slots, values, strict=True):
+            if new is None or new is old:
+                continue
+            if recorded or old is None:
+                state[slot.name] = _stored(new, param if old is None else old)
+            else:
+                old.copy_(_stored(new, old))
 
     def _run(self, update: Callable[[Group, Rows], None], group: Group, rows: Rows) -> None:
         """The update, of copies where the stored tensors do not serve."""
@@ -355,10 +463,15 @@ class Optimizer(torch.optim.Optimizer):
         for stored, place, value in scattered:
             stored[place] = value
 
-    def _fused_step(self) -> list[Group]:
+    def _fused_step(self, compiling: bool) -> list[Group]:
         """Run the fused kernel for the groups that ask for it; the groups that are done. A step
-        that must not wait for the device is always fused there: its numbers stay on it."""
-        groups = [g for g in self.param_groups if g["fused"] or _on_device(g)]
+        that must not wait for the device is fused there, too, where it can be: its numbers stay on
+        it, as they do in a graph of the compiler."""
+        groups = [
+            g
+            for g in self.param_groups
+            if g["fused"] or (_on_device(g) and not (compiling or self._is_recorded(g)))
+        ]
         if not groups:
             return []
         from . import _fused
@@ -395,9 +508,7 @@ class Optimizer(torch.optim.Optimizer):
             grad = param.grad
             if grad is None:
                 continue
-            self._check_grad(group, param, grad)
-            if param.is_complex() and not self.supports_complex:
-                raise RuntimeError(f"{type(self).__name__} does not support complex parameters")
+            self._check_param_and_grad(group, param, grad)
             state = self._initialise(group, param)
             unset = frozenset(
                 slot.name
@@ -579,8 +690,22 @@ def _moved(value: Any, device: torch.device) -> Any:
     return [_moved(v, device) for v in value] if isinstance(value, list) else deepcopy(value)
 
 
+def _has_sparse_grad(param: Tensor) -> bool:
+    return param.grad is not None and param.grad.is_sparse
+
+
+def _stored(value: Any, like: Tensor) -> Tensor:
+    """A new value as a parameter or a slot holds it."""
+    if not isinstance(value, Tensor):
+        return torch.full_like(like, value)
+    if like.is_complex() and not value.is_complex():
+        value = as_complex(value)
+    return value.to(like.dtype)
+
+
 def _on_device(group: Group) -> bool:
-    return bool(group["capturable"]) and all(p.device.type != "cpu" for p in group["params"])
+    devices = {param.device.type for param in group["params"]}
+    return bool(group["capturable"]) and devices <= set(_get_capturable_supported_devices())
 
 
 def _refuse_capture(group: Group) -> None:

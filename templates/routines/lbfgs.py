@@ -242,9 +242,7 @@ def _first_length(state: dict[str, Any], gradient: Tensor, rate: Scalar) -> Scal
 
 def _descends(slope: Tensor, direction: Tensor, tolerance: float) -> bool:
     """Whether the loss falls along a direction. With a finite slope the direction is finite."""
-    if not slope <= -tolerance:
-        return False
-    return bool(slope.isfinite()) or bool(direction.isfinite().all())
+    return bool(slope <= -tolerance and (slope.isfinite() or direction.isfinite().all()))
 
 
 # The length
@@ -301,7 +299,7 @@ def _zoom(ray: Ray, ends: list[Point], budget: int) -> Point:
     was_close = False
     for _ in range(budget):
         near, far = sorted(end.length for end in ends)
-        if near == far or (far - near) * ray.reach < NARROWEST:
+        if (far - near) * ray.reach < NARROWEST:
             break
         length = _minimiser(ends[0], ends[1], near, far)
         length, was_close = _away_from_ends(length, near, far, was_close)
@@ -326,18 +324,16 @@ def _minimiser(one: Point, other: Point, least: Scalar, most: Scalar) -> Scalar:
     """Where between the bounds the cubic through two points, with their slopes, is lowest (equation
     3.59); the middle, if there is no such cubic."""
     middle = (least + most) / 2.0
-    if not math.isfinite(one.loss) or not math.isfinite(other.loss):
-        return middle
     left, right = (one, other) if one.length <= other.length else (other, one)
     width = right.length - left.length
     shift = left.slope + right.slope - 3 * (right.loss - left.loss) / width
     square = shift**2 - left.slope * right.slope
-    if not 0 <= square < math.inf:
+    if not square >= 0:
         return middle
     root = square.sqrt()
     fraction = (right.slope + root - shift) / (right.slope - left.slope + 2 * root)
     length = right.length - width * fraction
-    if length.isnan():
+    if length.isnan():  # an end is not finite, or the fraction is 0 / 0
         return middle
     return min(max(length, least), most)
 

@@ -6,9 +6,11 @@ not read them. What Python's operators do not do for both alike is a call of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from optdsl import passes, printing
+from optdsl.diagnostics import unsupported
 from optdsl.ir import (
     Apply,
     Assign,
@@ -27,12 +29,13 @@ from optdsl.ir import (
     refs,
     statements,
     type_of,
+    walk,
 )
-from optdsl.ops import OPS, Attribute, Call, Infix, KeepDim, Kind, Method, Prefix, Type
+from optdsl.ops import OPS, Attribute, Call, KeepDim, Kind, Method, Op, Spelling, Type
 from optdsl.passes.branches_to_where import changing_numbers, depends
 from optdsl.passes.liveness import shown
 from optdsl.targets.functional.view import View
-from optdsl.targets.layout import bracketed, broken_assignment, indented
+from optdsl.targets.layout import WIDTH, broken_assignment, broken_call, indented
 from optdsl.targets.torch_code import Lines, Writer, is_tensor, unpack
 
 # Operators whose Python spelling is the same for numbers and tensors.
@@ -44,15 +47,16 @@ LOGIC = {"and": "both", "or": "either", "not": "negation"}
 
 
 def lower(spec: Spec) -> View | None:
-    """None for a derived optimizer, whose class inherits the base's update, and for a routine."""
-    if spec.base is not None or spec.routine:
+    """None for a derived optimizer, whose class inherits the base's update, for a routine, and
+    where every gradient is sparse."""
+    if spec.base is not None or spec.routine or spec.sparse.mode == "only":
         return None
     spec = passes.for_expressions(spec)
     writer = Functional(spec)
     return View(
-        row=writer.row(),
+        row=", ".join(writer.row()),
         unpack=indented((*unpack(spec, "_numbers.wide"), *writer.numbers()), 2),
-        body=indented((*writer.body(), f"return {writer.row()}"), 2),
+        body=indented((*writer.body(), writer.result()), 2),
     )
 
 
@@ -66,21 +70,27 @@ class Functional(Writer):
         self.up_front = frozenset()
         self.changing = {s.target.name for s in self.slot_changes()}
         self.decided = changing_numbers(spec.body)
+        self.casts = any(n.op == "cast" for n in applied(spec))
         self.kept = {s.target.name for s in self.slot_changes() if self.is_rounded(s)}
 
-    def row(self) -> str:
+    def row(self) -> Lines:
         """The names of what one parameter has: the slots in their order."""
-        return ", ".join(("param", "grad", *(s.name for s in self.spec.states)))
+        return ("param", "grad", *(s.name for s in self.spec.states))
+
+    def result(self) -> str:
+        """What an update leaves: all of the row but the gradient."""
+        names = [n for n in self.row() if n != "grad"]
+        return f"return {', '.join(names)}" + ("," if len(names) == 1 else "")
 
     def numbers(self) -> Lines:
-        """Scalar slots are read as float64; what is rounded before it is read again stays itself."""
+        """Scalar slots are read as float64; what is rounded between reads keeps its dtype."""
         return tuple(f"{n} = {n}.double()" for n in self.scalar_slots() if n not in self.kept)
 
     def is_rounded(self, change: Assign) -> bool:
         """Whether the slot's own dtype shows in this step: it is read behind a change that is not
         the counting of steps, which float32 and float64 do alike."""
-        if change.operator in ("add", "sub") and isinstance(change.value, Const):
-            if isinstance(change.value.value, int):
+        match change:
+            case Assign(operator="add" | "sub", value=Const(value=int())):
                 return False
         body = list(statements(self.spec.body))
         where = next(n for n, stmt in enumerate(body) if stmt is change)
@@ -91,39 +101,41 @@ class Functional(Writer):
 
     def real_views(self) -> Lines:
         names = [n for n in ("param", "grad", *self.tensor_slots()) if not self.stays_complex(n)]
-        return ("if param.is_complex():", *indented(_views(names, "as_real")))
+        return ("if param.is_complex():", *indented(views(names, "as_real")))
 
     def complex_views(self, stmt: Stmt) -> Lines:
         names = dict.fromkeys(r.name for r in reads((stmt,)) if is_tensor(r) and r.name != "param")
-        return ("if param.is_complex():", *indented(_views(names, "as_complex")))
+        return ("if param.is_complex():", *indented(views(names, "as_complex")))
 
     def change(self, stmt: Assign, indent: int) -> Lines:
         target, value = stmt.target, stmt.value
         if target.name not in self.kept:
             if stmt.operator:
                 value = Apply(stmt.operator, (target, value), Kind.SCALAR)
-            return broken_assignment(target.name, self.text(value), indent)
+            return assigned(target.name, self.text(value), indent)
         value_text = f"_numbers.like({target.name}, {self.text(value)})"
         if stmt.operator:
             own = Ref(target.name, Role.LOCAL, Kind.SCALAR)
             new = Apply(stmt.operator, (own, Ref(value_text, Role.LOCAL, Kind.SCALAR)), Kind.SCALAR)
             value_text = printing.show(new, printing.host)
-        return broken_assignment(target.name, value_text, indent)
+        return assigned(target.name, value_text, indent)
 
     def scalar_assignment(self, name: str, value: Expr, indent: int) -> Lines:
-        return broken_assignment(name, self.text(value), indent)
+        return assigned(name, self.text(value), indent)
 
     def store(self, name: str, value: Expr, indent: int) -> Lines:
+        if self.casts:
+            value = map_expr(value, in_own_dtype)
         if is_scalar(value):
             text = f"_numbers.full_like({name}, {self.text(value)})"
         else:
             # A slot shares its storage with nothing.
             copies = name != "param" and shown(value) is not None
             text = self.text(value) + (".clone()" if copies else "")
-        return broken_assignment(name, text, indent)
+        return assigned(name, text, indent)
 
     def bind(self, name: str, value: Expr, copy: bool, indent: int) -> tuple[Lines, bool]:
-        return broken_assignment(name, self.tensor(value), indent), True
+        return assigned(name, like(value, self.text(value)), indent), True
 
     def one(self, expr: Expr) -> str:
         return self.text(expr)
@@ -132,44 +144,153 @@ class Functional(Writer):
         return self.text(expr)
 
     def condition(self, expr: Expr) -> str:
-        """What decides a branch, in Python: a tensor is asked for its truth."""
-
-        def ask(node: Expr) -> Expr:
-            match node:
-                case Apply(op="and" | "or" | "not"):
-                    return node
-                case _:
-                    return self.spelled(node)
-
-        return printing.show(printing.none_tests(map_expr(expr, ask)), printing.host)
+        """What decides a branch, which Python takes: a tensor is asked for its truth."""
+        return self.show(expr, masks=False)
 
     # Expressions
 
     def text(self, expr: Expr) -> str:
-        return printing.show(self.spell(expr), printing.host)
+        return self.show(expr, masks=True)
 
-    def tensor(self, expr: Expr) -> str:
-        """What must be a tensor: a number becomes one."""
-        text = self.text(expr)
-        return f"_numbers.like(param, {text})" if is_scalar(expr) else text
+    def show(self, expr: Expr, masks: bool) -> str:
+        """The text of an expression; without `masks` its logic is Python's."""
 
-    def spell(self, expr: Expr) -> Expr:
-        """The expression with all that Python has no operator for as names of its text."""
-        return printing.none_tests(map_expr(expr, self.spelled))
+        def spell(node: Expr) -> Expr:
+            match node:
+                case Ref(name=name, role=Role.STATE) if name in self.kept:
+                    return named(f"{name}.double()", node)
+                case Apply(op="and" | "or" | "not") if not (masks and self.is_mask(node)):
+                    return node
+                case Apply(op="where" | "select", args=(mask, *_)) if not self.is_mask(mask):
+                    return node
+                case Apply(op=op, args=args) if op in ALIKE:
+                    return replace(node, args=tuple(map(as_number, args)))
+                case Apply(args=args) if all(map(is_of_shape, args)):
+                    return node
+                case Apply():
+                    return named(self.call(node), node)
+                case _:
+                    return node
 
-    def spelled(self, node: Expr) -> Expr:
+        return printing.show(map_expr(printing.none_tests(map_expr(expr, unset)), spell), python)
+
+    def is_mask(self, expr: Expr) -> bool:
+        """Whether a condition has a value for each element, or is a tensor without dimensions."""
+        return not is_scalar(expr) or depends(expr, self.decided)
+
+    def call(self, node: Apply) -> str:
+        """An operator that Python has no symbol for; its operands are spelled."""
+        expected = OPS[node.op].operands
+        args = [as_number(a) if t is Type.NUMBER else a
+                for a, t in zip(node.args, expected, strict=True)]  # fmt: skip
+        texts = [printing.show(a, python) for a in args]
         match node:
-            case Ref(role=Role.STATE, name=name, kind=Kind.SCALAR) if name in self.kept:
-                return _named(f"{name}.double()", node)
-            case Apply(op=op, args=args) if op in ALIKE:
-                numbers = tuple(self.number(a) for a in args)
-                symbol = OPS[op].torch if op == "matmul" else OPS[op].host
-                if isinstance(symbol, Infix | Prefix | Call):
-                    return Apply(op, numbers, node.kind, node.span) if op != "matmul" else _named(
-                        _infix("@", *numbers), node
-                    )
-                return node
+            case Apply(op="and" | "or" | "not" as op):
+                return f"_numbers.{LOGIC[op]}({', '.join(texts)})"
+            case Apply(op="where" | "select", args=(mask, then, orelse)):
+                return choice(mask, then, orelse, texts)
+            case Apply(op="max" | "min" as op):
+                module = "torch" if all(map(is_tensor, args)) else "_numbers"
+                return f"{module}.{op}imum({', '.join(texts)})"
+            case Apply(op="lerp"):
+                ends = [like(e, t) for e, t in zip(args[:2], texts, strict=False)]
+                return f"_numbers.lerp({', '.join((*ends, texts[2]))})"
+            case Apply(op="full_like" | "addmm" as op):
+                return f"_numbers.{op}({', '.join(texts)})"
+            case Apply(op="cast", args=(tensor, Const(value=dtype))):
+                return f"{receiver(tensor)}.to(torch.{dtype})"
+            case Apply(op="host", args=(tensor,)):
+                return f"{receiver(tensor)}.double()"
+            case Apply(op=op, args=(operand,)) if is_scalar(operand):
+                return f"_numbers.{op}({texts[0]})"
             case Apply():
-                return _named(self.call(node), node)
-            case _:
-                return node
+                return in_torch(node, receiver(args[0]), texts)
+
+
+def choice(mask: Expr, then: Expr, orelse: Expr, texts: list[str]) -> str:
+    if is_scalar(mask):
+        return f"_numbers.choose({', '.join(texts)})"
+    if is_scalar(then) and is_scalar(orelse):
+        # torch would give two numbers the default dtype, not the parameter's.
+        return f"_numbers.where({', '.join(texts)}, param)"
+    return f"torch.where({', '.join(texts)})"
+
+
+def in_torch(node: Apply, first: str, texts: list[str]) -> str:
+    """The torch column's call or attribute of a tensor."""
+    match OPS[node.op].torch:
+        case Attribute(name=name):
+            return f"{first}.{name}"
+        case KeepDim(name=name):
+            return f"{first}.{name}(dim={texts[1]}, keepdim=True)"
+        case Method(name=name):
+            return f"{first}.{name}({', '.join(texts[1:])})"
+        case Call(name=name):
+            return f"{name}({', '.join(texts)})"
+        case _:
+            raise unsupported(f"'{node.op}' is not supported on tensors.", node.span)
+
+
+def python(op: Op) -> Spelling | None:
+    return op.torch if op.name == "matmul" else op.host
+
+
+def is_of_shape(expr: Expr) -> bool:
+    """Whether it is a number for certain: a literal, or what a parameter's properties give."""
+    return is_scalar(expr) and all(r.role is Role.PROPERTY for r in refs(expr))
+
+
+def like(expr: Expr, text: str) -> str:
+    """What must be a tensor: a number becomes one."""
+    return f"_numbers.like(param, {text})" if is_scalar(expr) else text
+
+
+def in_own_dtype(node: Expr) -> Expr:
+    """What was cast meets a stored tensor in that one's dtype."""
+    if isinstance(node, Ref) and node.kind is Kind.MATRIX:
+        return named(f"{node.name}.to(param.dtype)", node)
+    return node
+
+
+def applied(spec: Spec) -> Iterator[Apply]:
+    nodes = (n for s in statements(spec.body) for e in expressions(s) for n in walk(e))
+    return (n for n in nodes if isinstance(n, Apply))
+
+
+def assigned(name: str, value: str, indent: int) -> Lines:
+    """`name = value`, over several lines where it is long: a call by its arguments."""
+    lines = broken_assignment(name, value, indent)
+    if all(indent + len(line) <= WIDTH for line in lines):
+        return lines
+    return broken_call(f"{name} = {value}", indent)
+
+
+def unset(node: Expr) -> Expr:
+    """unset(slot) -> slot is None"""
+    match node:
+        case Apply(op="unset", args=(Ref(name=name, role=Role.STATE),)):
+            return Ref(f"{name} is None", Role.LOCAL, Kind.HYPER, Type.BOOL)
+        case _:
+            return node
+
+
+def named(text: str, node: Expr) -> Ref:
+    """A spelled expression, as a name for what is around it."""
+    return Ref(text, Role.LOCAL, kind_of(node), type_of(node))
+
+
+def as_number(expr: Expr) -> Expr:
+    """What an operator on numbers takes: a mask is 0 or 1 there."""
+    if is_scalar(expr) or type_of(expr) is not Type.BOOL:
+        return expr
+    return named(f"{receiver(expr)}.to(param.dtype)", expr)
+
+
+def receiver(expr: Expr) -> str:
+    """An expression's text in front of a dot."""
+    text = printing.show(expr, python)
+    return text if isinstance(expr, Ref) else f"({text})"
+
+
+def views(names: Iterable[str], view: str) -> Iterator[str]:
+    return (f"{name} = {view}({name})" for name in names)

@@ -23,7 +23,7 @@ from optdsl.ir import (
 )
 from optdsl.ops import Kind
 from optdsl.passes import supports_complex
-from optdsl.targets import eager, foreach, latex, signature, triton
+from optdsl.targets import eager, foreach, functional, latex, signature, triton
 from optdsl.targets.layout import WIDTH, bracketed, broken_assignment, indented
 from optdsl.targets.module.view import View
 from optdsl.targets.signature import TYPES, is_dependent
@@ -40,7 +40,7 @@ FLAG_DOCS = {
     "foreach": "update lists of tensors at once; by default where torch does",
     "maximize": "ascend instead of descend",
     "capturable": "keep every number on the device, so that a CUDA graph can hold the step",
-    "differentiable": "not supported: True raises RuntimeError",
+    "differentiable": "record the step, so that gradients flow through it",
     "fused": "update all tensors in one kernel",
 }
 
@@ -103,17 +103,20 @@ def _imports(spec: Spec) -> Lines:
             *("from torch.optim.optimizer import ParamsT", "", f"from . import _{spec.routine}"),
             *_import("from ._optimizer import ", names),
         )
-    one, many = eager.lower(spec), foreach.lower(spec)
+    one, many, plain = eager.lower(spec), foreach.lower(spec), functional.lower(spec)
     assert one is not None
     lists = () if many is None else many.body
+    expressions = () if plain is None else (*plain.unpack, *plain.body)
+    updates = (*one.unpack, *one.body, *lists, *expressions)
     constructor = (_parameter(spec, name) for name in spec.signature)
     checks = _checks(spec)
-    text = "\n".join((*one.unpack, *one.body, *lists, *_slot_text(spec), *constructor, *checks))
+    text = "\n".join((*updates, *_slot_text(spec), *constructor, *checks))
     used = {
         module: [n for n in names if re.search(rf"\b{n}\b", text)]
         for module, names in RUNTIME.items()
     }
-    classes = ["Group", "Optimizer", "Rows", *(["Slot"] if spec.states else [])]
+    rows = ["Rows"] if plain is None else ["Row", "Rows"]
+    classes = ["Group", "Optimizer", *rows, *(["Slot"] if spec.states else [])]
     used["_optimizer"] = [*classes, *used["_optimizer"]]
     lines = ["import math"] if re.search(r"\bmath\.", text) else []
     lines += ["from typing import Any"] if many is not None and many.agreement else []
@@ -121,6 +124,7 @@ def _imports(spec: Spec) -> Lines:
     lines += ["import torch"] if re.search(r"\btorch\.", text) else []
     lines += ["from torch import Tensor"]
     lines += ["from torch.optim.optimizer import ParamsT", ""]
+    lines += ["from . import _numbers"] if re.search(r"\b_numbers\.", text) else []
     for module, names in used.items():
         if names:
             lines += _import(f"from .{module} import ", names)
