@@ -17,7 +17,7 @@ from optdsl.emit import header, is_ours, python_path, render
 from optdsl.ir import Schedule, Spec, Unit
 from optdsl.pipeline import Library
 from optdsl.source import Source
-from optdsl.targets import TARGETS, section
+from optdsl.targets import TARGETS, layout, section
 
 Plan = Mapping[PurePosixPath, str]
 SCHEDULES = "lr_scheduler"
@@ -106,13 +106,14 @@ def _package_files(library: Library, command: str) -> dict[PurePosixPath, str]:
     head = header([u.source for u in library.units], command)
     view = _package("Optimizers and learning-rate schedules.", optimizers, subpackages, FROM_TORCH)
     files = {
-        PurePosixPath("__init__.py"): head + render("package.py.jinja", view),
+        PurePosixPath("__init__.py"): head + layout.module(render("package.py.jinja", view)),
         PurePosixPath("py.typed"): head,
     }
     if schedules:
         head = header([u.source for u in schedules], command)
         view = _package("Learning-rate schedules.", schedules, ())
-        files[python_path(SCHEDULES, "__init__")] = head + render("package.py.jinja", view)
+        text = layout.module(render("package.py.jinja", view))
+        files[python_path(SCHEDULES, "__init__")] = head + text
     return files
 
 

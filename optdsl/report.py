@@ -1,6 +1,7 @@
 """Kernels of a generated package -> their registers, spills and vector accesses, without a GPU.
 
     python -m optdsl.report [adam ...] [--arch sm_90 | sm_80 | gfx942] [--package generated]
+                            [--dtypes float32 ...]
 
 Triton carries the assemblers and disassemblers of every target it knows.
 """
@@ -45,13 +46,15 @@ class Row:
     stores128: int
 
 
-def report(names: Sequence[str], arch: str, package: str) -> tuple[Row, ...]:
+def report(
+    names: Sequence[str], arch: str, package: str, dtypes: Sequence[str] = tuple(DTYPES)
+) -> tuple[Row, ...]:
     """Compile in a process and a cache of its own: one that has interpreted kernels cannot compile,
     and an old cache hides errors."""
     with tempfile.TemporaryDirectory() as cache:
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         environment |= {"TRITON_CACHE_DIR": cache, "PYTHONPATH": os.pathsep.join(sys.path)}
-        options = ["--arch", arch, "--package", package, "--json"]
+        options = ["--arch", arch, "--package", package, "--json", "--dtypes", *dtypes]
         done = subprocess.run(
             [sys.executable, "-m", "optdsl.report", *names, *options],
             env=environment, stdout=subprocess.PIPE, text=True, check=True,
@@ -59,14 +62,16 @@ def report(names: Sequence[str], arch: str, package: str) -> tuple[Row, ...]:
     return tuple(Row(**row) for row in json.loads(done.stdout))
 
 
-def compile_all(names: Sequence[str], arch: str, package: str) -> Iterator[Row]:
+def compile_all(
+    names: Sequence[str], arch: str, package: str, all_dtypes: Sequence[str]
+) -> Iterator[Row]:
     """Every kernel in every specialisation, compiled in this process."""
     fused = importlib.import_module(f"{package}._fused")
     folder = Path(importlib.import_module(f"{package}._triton").__file__ or "").parent
     found = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
     for name in names or found:
         kernels = importlib.import_module(f"{package}._triton.{name}")
-        for dtypes in DTYPES:
+        for dtypes in all_dtypes:
             for flags in _flags(kernels):
                 chosen = [flag for flag, value in flags.items() if value]
                 constants = {**_types(kernels, dtypes, fused.BLOCK), **flags}
@@ -192,13 +197,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", help="modules of kernels; by default all")
     parser.add_argument("--arch", default="sm_90", help="sm_90, sm_80, gfx942, ...")
     parser.add_argument("--package", default="generated", help="the package that holds them")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=tuple(DTYPES), help="by default all"
+    )
     parser.add_argument("--json", action="store_true", help="compile in this process, print JSON")
     chosen = parser.parse_args(arguments)
     if chosen.json:
-        rows = compile_all(chosen.names, chosen.arch, chosen.package)
+        rows = compile_all(chosen.names, chosen.arch, chosen.package, chosen.dtypes)
         print(json.dumps([asdict(row) for row in rows]))
         return
-    print(table(report(chosen.names, chosen.arch, chosen.package)))
+    print(table(report(chosen.names, chosen.arch, chosen.package, chosen.dtypes)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import io
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -362,29 +362,28 @@ def advance(
     gradients: Sequence[Sequence[Tensor | None]],
 ) -> None:
     """One step for each row of gradients. An optimizer that asks for a closure minimises a convex
-    loss, of which the row is the gradient at 0."""
+    loss, to whose gradient each row adds another constant."""
     for row in gradients:
         if type(optimizer).__name__ in BY_CLOSURE:
-            optimizer.step(_bowl(optimizer, params, row))
+            optimizer.step(_bowl(params, row))
             continue
         for param, grad in zip(params, row, strict=True):
             param.grad = grad
         optimizer.step()
 
 
-def _bowl(
-    optimizer: torch.optim.Optimizer, params: Sequence[Tensor], row: Sequence[Tensor | None]
-) -> Callable[[], Tensor]:
+def _bowl(params: Sequence[Tensor], row: Sequence[Tensor | None]) -> Callable[[], Tensor]:
+    """(|x| + 1)**2 / 2 + x * gradient, summed over all elements."""
+
+    @torch.no_grad()
     def closure() -> Tensor:
-        optimizer.zero_grad()
         loss = torch.zeros(())
         for param, grad in zip(params, row, strict=True):
             if grad is not None:
-                inner = (param * grad.conj()).sum()
-                loss = loss + (inner.real if param.is_complex() else inner)
-                loss = loss + ((param.abs() + 1) ** 2).sum() / 2
-        loss.backward()
-        return loss.detach()
+                param.grad = param + param.sgn() + grad
+                linear = (param * grad.conj()).real if param.is_complex() else param * grad
+                loss = loss + ((param.abs() + 1) ** 2 / 2 + linear).sum()
+        return loss
 
     return closure
 
@@ -626,6 +625,24 @@ def reasons(names: Sequence[str] = IN_TORCH) -> dict[str, int]:
         if why:
             found[why] = found.get(why, 0) + len(paths_of(case.optimizer))
     return found
+
+
+def page_regions() -> dict[str, str]:
+    """The tables of docs/compatibility.md: what a run comes to, which the tests hold."""
+    columns = ("optimizer", "path", *(str(dtype).removeprefix("torch.") for dtype in DTYPES))
+    rows, _ = counted(IN_TORCH, run_all=False)
+    total = sum(len(paths_of(case.optimizer)) for _, case in all_cases())
+    other = sum(reasons().values())
+    return {
+        "cases": table(columns, rows),
+        "plans": table(("case", "is"), ((label, plan.claim) for label, plan in PLANS.items())),
+        "reasons": table(("results", "why"), ((str(n), why) for why, n in reasons().items())),
+        "total": f"{total - other} of {total} results are torch's bits.\n",
+    }
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(r)} |\n" for r in (head, ["---"] * len(head), *rows))
 
 
 def main(names: Sequence[str]) -> int:

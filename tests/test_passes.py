@@ -44,8 +44,7 @@ from optdsl.targets import triton
 
 FOLDER = Path(__file__).parent / "passes"
 REWRITES: dict[str, Callable[[Spec], Spec]] = {
-    p.__name__: p
-    for p in (lower_descend, contract, drop_unused, hoist_scalars, branches_to_where)
+    p.__name__: p for p in (lower_descend, contract, drop_unused, hoist_scalars, branches_to_where)
 }
 SHIPPED = [u for u in shipped_library().units if isinstance(u, Spec)]
 

@@ -94,21 +94,22 @@ class _Hoister:
     def condition(self, condition: Expr, guards: tuple[Expr, ...]) -> Expr:
         return condition if _is_decided(condition) else self.column(condition, guards)
 
-    def expr(self, expr: Expr, guards: tuple[Expr, ...]) -> Expr:
-        """The expression with each of its largest scalar parts read from the table."""
+    def expr(self, expr: Expr, guards: tuple[Expr, ...], place: str = "") -> Expr:
+        """The expression with each of its largest scalar parts read from the table. `place` says in
+        words what an operand is to its operator."""
         if _is_decided(expr):
             return expr
         if is_scalar(expr):
-            return self.column(expr, guards)
+            return self.column(expr, guards, place)
         if isinstance(expr, Apply):
-            args = (self.expr(a, guards) for a in expr.args)
+            args = (self.expr(a, guards, _words_in(expr)) for a in expr.args)
             return apply(expr.op, *args, span=expr.span)
         return expr
 
-    def column(self, expr: Expr, guards: tuple[Expr, ...]) -> Ref:
+    def column(self, expr: Expr, guards: tuple[Expr, ...], place: str = "") -> Ref:
         value = _guarded(expr, guards)
         made = (value, tuple(self.versions[r.name] for r in refs(value)))
-        name = self.name(expr, made)
+        name = self.name(expr, made, place)
         if name not in self.columns:
             self.columns[name] = made
             if not (isinstance(expr, Ref) and expr.name == name):
@@ -116,16 +117,26 @@ class _Hoister:
         # A flag is stored as 0 or 1, and stays a condition.
         return Ref(name, Role.COLUMN, Kind.SCALAR, type_of(expr), expr.span)
 
-    def name(self, expr: Expr, made: tuple[Expr, tuple[int, ...]]) -> str:
-        """The author's name where there is one, else the expression in words."""
+    def name(self, expr: Expr, made: tuple[Expr, tuple[int, ...]], place: str) -> str:
+        """The author's name where there is one, else the expression in words, or where those are
+        many its place."""
         # What may change after this needs a name for its value now.
         fixed = isinstance(expr, Ref) and expr.role not in (Role.STATE, Role.PROPERTY)
         if isinstance(expr, Ref) and fixed and expr.name not in self.changing:
             return expr.name
         changed = max((self.versions[r.name] for r in refs(expr)), default=0)
-        words = in_words(expr) + (f"_after_{changed}" if changed > 1 else "")
+        words = in_words(expr)
+        if len(words) > LONG and place:
+            return next((n for n, m in self.columns.items() if m == made), self.free(place, made))
+        words = (f"n{words}" if words[0].isdigit() else words) + (
+            f"_after_{changed}" if changed > 1 else ""
+        )
         if isinstance(expr, Ref):
             words += "_now"
+        return self.free(words, made)
+
+    def free(self, words: str, made: tuple[Expr, tuple[int, ...]]) -> str:
+        """The words as a name that stands for nothing else."""
         name, count = words, 1
         while name in self.taken or self.columns.get(name, made) != made:
             count += 1
@@ -133,9 +144,24 @@ class _Hoister:
         return name
 
 
+def _words_in(parent: Apply) -> str:
+    """What a number does to its neighbour: exp_avg * 3 -> `factor_of_exp_avg`"""
+    match parent:
+        case Apply(op="add_scaled" | "addcmul" | "addcdiv", args=(_, Ref(name=name), *_)):
+            return f"factor_of_{name}"
+        case Apply(op="mul", args=(Ref(name=name), _) | (_, Ref(name=name))):
+            return f"factor_of_{name}"
+        case _:
+            return ""
+
+
 def _is_decided(expr: Expr) -> bool:
-    """Literals and options: known when a kernel is specialised. Names for them are not."""
-    return kind_of(expr) is Kind.OPTION and all(r.role is Role.OPTION for r in refs(expr))
+    """Literals, and conditions on options: known when a kernel is specialised. Names for them are
+    not, and what is computed from them is a number as any other."""
+    if isinstance(expr, Const):
+        return True
+    options = kind_of(expr) is Kind.OPTION and all(r.role is Role.OPTION for r in refs(expr))
+    return options and type_of(expr) is Type.BOOL
 
 
 def _changing(spec: Spec) -> frozenset[str]:
@@ -163,6 +189,8 @@ def _nested(stmt: Stmt, guards: tuple[Expr, ...]) -> Stmt:
     return stmt
 
 
+# Longer than this, an expression in words is no name.
+LONG = 40
 WORDS = {
     "add": "plus", "sub": "minus", "div": "over", "mul": "times", "pow": "pow",
     "lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne",
@@ -178,7 +206,7 @@ def in_words(expr: Expr) -> str:
             return str(value).lower()
         case Const(value=value):
             text = f"{value:g}".replace("-", "m").replace(".", "p").replace("+", "")
-            return NUMBERS.get(value, f"n{text}")
+            return NUMBERS.get(value, text)
         case Ref(name=name):
             return name.replace(".", "_")
         case Apply(op=op, args=(left, right)) if op in WORDS:

@@ -40,7 +40,7 @@ _captured: list[Any] = []
 
 def step(optimizer: Optimizer, groups: list[Group]) -> list[Group]:
     """Update the parameters of `groups` that have a gradient. The result are the groups that are
-    done; there is no kernel for the others."""
+    done; there is no kernel for the others, whose gradients are unscaled now."""
     grad_scale: Tensor | None = getattr(optimizer, "grad_scale", None)
     found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
     # Only the device knows then which step it is: the host must not compute with it.
@@ -49,7 +49,24 @@ def step(optimizer: Optimizer, groups: list[Group]) -> list[Group]:
     if plan is None or not plan.is_current(optimizer, groups, on_device):
         plan = _plans[optimizer] = _Plan(optimizer, groups, on_device, plan)
     plan.run(optimizer, grad_scale, found_inf)
-    return plan.done
+    others = [g for g in optimizer.param_groups if not any(g is done for done in plan.done)]
+    return plan.done + _unscale(others, grad_scale, found_inf)
+
+
+def _unscale(
+    groups: list[Group], grad_scale: Tensor | None, found_inf: Tensor | None
+) -> list[Group]:
+    """What `GradScaler` leaves to an optimizer with `fused=True`, for groups without a kernel. The
+    result are those that must stay as they are."""
+    if found_inf is not None and found_inf.item():
+        return groups
+    if grad_scale is not None:
+        factor = 1 / grad_scale.item()
+        for group in groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    param.grad.mul_(factor)
+    return []
 
 
 class _Plan:
@@ -124,7 +141,9 @@ _plans: WeakKeyDictionary[Optimizer, _Plan] = WeakKeyDictionary()
 
 
 def _kernels(optimizer: Optimizer, group: Group) -> Any:
-    """The module with the optimizer's kernels; None where the group's device has none."""
+    """The module with the optimizer's kernels; None where it has none, or the group's device."""
+    if not optimizer.kernels:
+        return _no_kernel(type(optimizer).__name__)
     if group["fused"]:
         for param in group["params"]:
             _device_dtype_check_for_fused(param)
@@ -140,7 +159,7 @@ def _kernels(optimizer: Optimizer, group: Group) -> Any:
     if importlib.util.find_spec("triton") is None:
         return _no_kernel("an environment without triton")
     module = f"{__package__}._triton.{optimizer.kernels}"
-    if not optimizer.kernels or importlib.util.find_spec(module) is None:
+    if importlib.util.find_spec(module) is None:
         return _no_kernel(type(optimizer).__name__)
     return importlib.import_module(module)
 

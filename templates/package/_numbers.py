@@ -85,7 +85,7 @@ def lerp(start: Tensor, end: Tensor, weight: Any) -> Tensor:
 def addmm(tensor: Tensor, left: Tensor, right: Tensor, beta: Any, alpha: Any) -> Tensor:
     """`torch.addmm`, which wants numbers."""
     if isinstance(beta, Tensor) or isinstance(alpha, Tensor):
-        return beta * tensor + alpha * (left @ right)
+        return torch.add(beta * tensor, alpha * (left @ right))
     return torch.addmm(tensor, left, right, beta=beta, alpha=alpha)
 
 

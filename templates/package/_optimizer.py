@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -33,8 +33,11 @@ EXECUTION_FLAGS = ("foreach", "capturable", "differentiable", "fused")
 
 
 def number(value: Any) -> Any:
-    """A hyperparameter's value: a tensor of one element is read as float64."""
-    return value.item() if isinstance(value, Tensor) else value
+    """A hyperparameter's value: a tensor of one element is read as float64. Where gradients are
+    recorded it stays a tensor, which they reach."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.double().reshape(()) if torch.is_grad_enabled() else value.item()
 
 
 def as_real(tensor: Any) -> Any:
@@ -55,8 +58,11 @@ def as_complex_list(tensors: Tensors) -> tuple[Tensor, ...]:
     return tuple(as_complex(tensor) for tensor in tensors)
 
 
-def full_like(param: Tensor, value: float) -> Tensor:
+def full_like(param: Tensor, value: Any) -> Tensor:
     """A tensor like the parameter, filled; a complex one with the value in both parts, as torch."""
+    if isinstance(value, Tensor):
+        both = torch.complex(value, value) if param.is_complex() else value
+        return both.to(param).expand_as(param).clone()
     return torch.full_like(param, complex(value, value) if param.is_complex() else value)
 
 
@@ -264,6 +270,9 @@ class Optimizer(torch.optim.Optimizer):
         for name, value in group.items():
             if isinstance(value, Tensor) and value.numel() != 1:
                 raise ValueError(f"Tensor {name} must be 1-element")
+            for index, part in enumerate(value if isinstance(value, tuple) else ()):
+                if isinstance(part, Tensor) and part.numel() != 1:
+                    raise ValueError(f"Tensor {name}[{index}] must be 1-element")
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group. Its hyperparameters are checked as the constructor's are.
@@ -315,7 +324,9 @@ class Optimizer(torch.optim.Optimizer):
                     raise RuntimeError(message.format_map(group))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        defaults = dict(state.get("defaults", self.__dict__.get("defaults", {})))
         super().__setstate__(state)
+        self.defaults = defaults  # torch adds `differentiable`, a flag that not every class has
         self._vectors = {}
         for group in self.param_groups:
             for name, value in self.defaults.items():
@@ -370,9 +381,10 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             foreach = self._uses_foreach(group)
             update = self._multi_tensor if foreach else self._single_tensor
-            for rows, commit in self._rows(index, group, foreach):
-                self._run(update, group, rows)
-                commit()
+            for params in _rounds(group["params"]):
+                for rows, commit in self._rows(index, group, params, foreach):
+                    self._run(update, group, rows)
+                    commit()
         return rest
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
@@ -404,8 +416,9 @@ class Optimizer(torch.optim.Optimizer):
                 )
             state = self._initialise(group, param)
             for slot in scalars:
-                if not isinstance(state[slot.name], Tensor):
-                    state[slot.name] = _scalar(state[slot.name], group, param)
+                value = state.get(slot.name)
+                if value is not None and not isinstance(value, Tensor):  # an old checkpoint's
+                    state[slot.name] = _scalar(value, group, param)
             if group["differentiable"] and "step" in state and state["step"].requires_grad:
                 raise RuntimeError(
                     "`requires_grad` is not supported for `step` in differentiable mode"
@@ -434,10 +447,9 @@ class Optimizer(torch.optim.Optimizer):
         """Update one parameter by `_functional`. Where that is recorded, what it read stays as it
         is: it reads a copy of the parameter, and the state takes the new tensors."""
         recorded = torch.is_grad_enabled()
-        row = [param.clone() if recorded else param, grad]
-        row += slots
-        scalar = [False, False, *(slot.scalar for slot in self.slots)]
-        wide = [v if v is None or s else v.to(widest) for v, s in zip(row, scalar, strict=True)]
+        wide = [(param.clone() if recorded else param).to(widest), grad.to(widest)]
+        for slot, value in zip(self.slots, slots, strict=True):
+            wide.append(value if value is None or slot.scalar else value.to(widest))
         value, *values = self._functional(group, tuple(wide))
         param.copy_(_stored(value, param))
         for slot, old, new in zip(self.slots, slots, values, strict=True):
@@ -492,19 +504,22 @@ class Optimizer(torch.optim.Optimizer):
             if slot.initial is None or state.get(slot.name) is not None:
                 continue
             if slot.exists(group, param):
-                value = slot.initial(group, param)
-                state[slot.name] = _kept(slot, value, group, param) if slot.scalar else value
+                with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
+                    value = slot.initial(group, param)
+                    if slot.scalar and isinstance(value, Tensor):
+                        value = value.to(_scalar_dtype(), copy=True)
+                    state[slot.name] = _kept(slot, value, group, param) if slot.scalar else value
         if state:
             self.state[param] = state
         return state
 
     def _rows(
-        self, index: int, group: Group, foreach: bool = False
+        self, index: int, group: Group, params: list[Tensor], foreach: bool
     ) -> list[tuple[Rows, Callable[[], None]]]:
-        """The group's parameters that have a gradient, in batches, and what ends each batch."""
+        """Those of the parameters that have a gradient, in batches, and what ends each batch."""
         tensor_slots = [slot for slot in self.slots if not slot.scalar]
         batches: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
-        for param in group["params"]:
+        for param in params:
             grad = param.grad
             if grad is None:
                 continue
@@ -531,13 +546,13 @@ class Optimizer(torch.optim.Optimizer):
             batches.setdefault(key, []).append((param, grad, *values))
         result = []
         for (unset, *_), members in batches.items():
-            params, grads, *columns = zip(*members, strict=True)
+            batch, grads, *columns = zip(*members, strict=True)
             slots: dict[str, Tensors] = {
                 s.name: c for s, c in zip(tensor_slots, columns, strict=True)
             }
-            rows = Rows(params, grads, slots, unset)
-            scatter = self._gather_scalars(index, group, params, rows)
-            result.append((rows, self._commit(params, rows, scatter)))
+            rows = Rows(batch, grads, slots, unset)
+            scatter = self._gather_scalars(index, group, batch, rows)
+            result.append((rows, self._commit(batch, rows, scatter)))
         return result
 
     def _commit(
@@ -556,6 +571,8 @@ class Optimizer(torch.optim.Optimizer):
     ) -> Callable[[], None]:
         """Give `rows` its vectors. The result writes them back where they are copies."""
         copies: list[tuple[Tensor, Tensor, Tensor]] = []
+        shared: list[tuple[list[Tensor], Tensor]] = []
+        members = dict.fromkeys(group["params"])
         integers = [slot.name for slot in self.slots if slot.integer]
         for name in integers:
             values = [self.state[p][name] for p in params]
@@ -563,7 +580,14 @@ class Optimizer(torch.optim.Optimizer):
         for slot in self.slots:
             if not slot.scalar or slot.integer:
                 continue
-            owners = [p for p in group["params"] if slot.name in self.state.get(p, ())]
+            first = self.state[params[0]][slot.name]
+            if isinstance(first, Tensor) and _is_shared(first):
+                # Other processes see these tensors: they stay where they are.
+                values = [self.state[p][slot.name] for p in params]
+                rows.vectors[slot.name] = torch.stack(values)
+                shared.append((values, rows.vectors[slot.name]))
+                continue
+            owners = [p for p in members if slot.name in self.state.get(p, ())]
             vector = self._vector(index, group, slot.name, owners)
             if len(params) == len(owners):
                 rows.vectors[slot.name] = vector.data
@@ -576,6 +600,9 @@ class Optimizer(torch.optim.Optimizer):
         def scatter() -> None:
             for data, where, part in copies:
                 data[where] = part
+            for values, part in shared:
+                for value, new in zip(values, part, strict=True):
+                    value.copy_(new)
             for name in integers:
                 for param, value in zip(params, rows.vectors[name].tolist(), strict=True):
                     self.state[param][name] = value
@@ -592,6 +619,14 @@ class Optimizer(torch.optim.Optimizer):
             for param, view in zip(owners, vector.views, strict=True):
                 self.state[param][name] = view
         return vector
+
+    def share_memory(self) -> None:
+        """Move the state into shared memory, for training in several processes. Only state that
+        exists is moved: make a step before, or put the state there yourself."""
+        for state in self.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.share_memory_()  # type: ignore[no-untyped-call]
 
     # Checkpoints
 
@@ -676,11 +711,28 @@ class Routine(Optimizer):
         Raises:
             ValueError: there is one already.
         """
-        if self.param_groups:
+        super().add_param_group(param_group)
+        if len(self.param_groups) > 1:
+            del self.param_groups[-1]
             raise ValueError(
                 f"{type(self).__name__} doesn't support per-parameter options (parameter groups)"
             )
-        super().add_param_group(param_group)
+
+
+def _is_shared(tensor: Tensor) -> bool:
+    """Whether other processes may see a tensor of the host."""
+    return tensor.device.type == "cpu" and bool(tensor.is_shared())  # type: ignore[no-untyped-call]
+
+
+def _rounds(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The parameters; those that a group holds twice come again in a further round."""
+    while params:
+        distinct = list(dict.fromkeys(params))
+        yield distinct
+        if len(distinct) == len(params):
+            return
+        count = Counter(params) - Counter(distinct)
+        params = list(count.elements())
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -698,9 +750,8 @@ def _stored(value: Any, like: Tensor) -> Tensor:
     """A new value as a parameter or a slot holds it."""
     if not isinstance(value, Tensor):
         return torch.full_like(like, value)
-    if like.is_complex() and not value.is_complex():
-        value = as_complex(value)
-    return value.to(like.dtype)
+    tensor = as_complex(value) if like.is_complex() and not value.is_complex() else value
+    return tensor.to(like.dtype)
 
 
 def _on_device(group: Group) -> bool:
@@ -722,10 +773,14 @@ def _kept(slot: Slot, value: Any, group: Group, param: Tensor, copy: bool = Fals
     return int(value) if slot.integer else _scalar(value, group, param, copy)
 
 
+def _scalar_dtype() -> torch.dtype:
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+
+
 def _scalar(value: Any, group: Group, param: Tensor, copy: bool = False) -> Tensor:
     """A scalar slot as a zero-dimensional tensor: on the host unless the step must not wait."""
-    default = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-    dtype = value.dtype if isinstance(value, Tensor) and value.is_floating_point() else default
+    is_real = isinstance(value, Tensor) and value.is_floating_point()
+    dtype = value.dtype if is_real else _scalar_dtype()
     device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
     if group["fused"]:
         dtype = torch.float32

@@ -33,6 +33,10 @@ def test_adam_needs_no_spills_and_uses_vector_accesses() -> None:
     assert (plain.loads128, plain.stores128) == (8, 6)
 
 
+def test_every_kernel_compiles_without_spills_for_float32() -> None:
+    assert_efficient(report([], "sm_90", "generated", ["float32"]))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "gfx942"])

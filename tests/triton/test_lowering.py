@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
 from optdsl.emit import render
+from optdsl.ir import Spec
 from optdsl.parse import parse
+from optdsl.pipeline import shipped_library
 from optdsl.resolve import resolve
 from optdsl.source import Source
 from optdsl.targets import triton
@@ -46,6 +48,59 @@ def view(text: str) -> triton.View | None:
 )
 def test_elementwise_specs_have_a_kernel(option: str, step: str, has_kernel: bool) -> None:
     assert (view(SPEC.format(option=option, step=step)) is not None) == has_kernel
+
+
+@pytest.mark.parametrize("spec", shipped_library().units, ids=lambda unit: unit.name)
+def test_shipped_optimizers_have_a_kernel_unless_an_element_needs_others(spec: Spec) -> None:
+    if not isinstance(spec, Spec):
+        return
+    has_none = {"Muon", "Adafactor", "SparseAdam", "LBFGS", "AdamW"}  # the last has its base's
+    assert (triton.lower(spec) is None) == (spec.name in has_none)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "step"),
+    [
+        (
+            "how: optional text = unset",
+            'let rate = lr\nif how == "fast" { rate = 2 }\ndescend rate * a',
+        ),
+        ("how: optional real = unset", "let rate = lr if unset(how) else how\ndescend rate * a"),
+    ],
+)
+def test_what_a_table_of_numbers_cannot_hold_has_no_kernel(hyper: str, step: str) -> None:
+    text = f"""
+optimizer Example {{
+    hyper lr = 0.1
+    hyper {hyper}
+    state a = zeros_like(param)
+    update {{
+        a = a + grad
+        {step}
+    }}
+}}
+"""
+    assert view(text) is None
+
+
+def test_a_long_number_is_named_after_what_it_scales() -> None:
+    lowered = view("""
+optimizer Example {
+    hyper lr = 0.1
+    hyper damping = 0.5
+    state a = zeros_like(param)
+    state b = zeros_like(param)
+    update {
+        a = a * (1 - damping) + grad
+        b = b * (1 / (1 + lr * damping * (1 - damping) ** 2)) + a
+        descend lr * (1 - damping) / (1 + damping) / (2 - damping) * b
+    }
+}
+""")
+    assert lowered is not None
+    assert [column.name for column in lowered.columns] == [
+        "one_minus_damping", "factor_of_b", "factor_of_b_2",
+    ]  # fmt: skip
 
 
 def test_a_derived_optimizer_inherits_its_kernel() -> None:

@@ -80,7 +80,7 @@ class Functional(Writer):
     def result(self) -> str:
         """What an update leaves: all of the row but the gradient."""
         names = [n for n in self.row() if n != "grad"]
-        return f"return {', '.join(names)}" + ("," if len(names) == 1 else "")
+        return f"return ({names[0]},)" if len(names) == 1 else f"return {', '.join(names)}"
 
     def numbers(self) -> Lines:
         """Scalar slots are read as float64; what is rounded between reads keeps its dtype."""

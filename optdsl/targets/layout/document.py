@@ -97,6 +97,8 @@ def is_broken(doc: Doc) -> bool:
             return is_broken(inner)
         case Group(doc=inner, broken=broken):
             return broken or is_broken(inner)
+        case Choice(docs=docs):
+            return is_broken(docs[0])
         case _:
             return isinstance(doc, NewLine)
 
@@ -183,13 +185,12 @@ class Printer:
         self.rest.append(part.holding(next(fitting, others[-1]), BROKEN))
 
     def atom(self, part: Part, doc: Doc, key: Key) -> None:
+        wrapped = ("(", Indent((NewLine(), doc)), NewLine(), ")")
         mode = self.mode_of(part, doc, key)
         if mode is BROKEN:
             self.modes[key] = BROKEN
-            start: Doc = ("(", Indent((NewLine(), doc)))
-            mode = self.fits(part._replace(doc=start, mode=BROKEN, all_lines=True))
+            mode = self.fits(part._replace(doc=wrapped, mode=BROKEN, all_lines=True))
         self.modes[key] = mode
-        wrapped: Doc = ("(", Indent((NewLine(), doc)), NewLine(), ")")
         self.rest.append(part.holding(wrapped if mode is BROKEN else doc, mode))
 
     def opened(self, part: Part) -> list[Part]:

@@ -100,13 +100,14 @@ class Source:
 
     def _find_brackets(self) -> None:
         opened: list[tuple[int, bool]] = []
-        before = ""
+        before, is_operator = "", True
         for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
             at = sum(map(len, self.rows[: token.start[0] - 1])) + token.start[1]
             word = token.string
             if token.type == tokenize.OP and word in "([{":
-                called = before.isidentifier() or before in (")", "]", "}")
-                opened.append((at, word == "(" and (not called or keyword.iskeyword(before))))
+                word_before = keyword.iskeyword(before) and before not in ("None", "True", "False")
+                groups = word_before or (is_operator and before not in (")", "]", "}"))
+                opened.append((at, word == "(" and groups))
             elif token.type == tokenize.OP and word in ")]}":
                 opening, groups = opened.pop()
                 self.closing[opening] = at
@@ -117,7 +118,7 @@ class Source:
                     start = at - len(inside.lstrip())
                     self.grouped.add((start, start + len(inside.strip())))
             if word.strip():
-                before = word
+                before, is_operator = word, token.type == tokenize.OP
 
     def at(self, row: int, offset: int) -> int:
         """An index into the text: the tree counts bytes."""
@@ -311,7 +312,9 @@ class Source:
             case ast.Subscript(slice=index):
                 inside = self.expr(index, INSIDE)
                 if isinstance(index, ast.Tuple) and self.is_bare(index):
-                    inside = Group(self.items(index.elts, self.is_kept(node)))
+                    alone = len(index.elts) == 1
+                    listed = self.items(index.elts, self.is_kept(node) and not alone)
+                    inside = (listed, ",") if alone else Group(listed)
                 return before, brackets("[", inside, "]", level)
 
     def arguments(self, call: ast.Call) -> Doc:
@@ -427,7 +430,9 @@ class Source:
             case ast.If(test=test):
                 return "if ", self.value(test), ":"
             case ast.For(target=target, iter=values):
-                return "for ", self.names(target), " in ", self.value(values), ":"
+                several = isinstance(target, ast.Tuple)
+                names = self.names(target) if several else self.value(target)
+                return "for ", names, " in ", self.value(values), ":"
             case ast.FunctionDef():
                 return self.definition(node)
             case ast.ImportFrom(module=module, names=names, level=dots):

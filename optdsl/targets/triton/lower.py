@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import assert_never
 
+import numpy as np
+
 from optdsl import passes, printing
 from optdsl.ir import (
     Apply,
@@ -26,6 +28,7 @@ from optdsl.ir import (
     Spec,
     State,
     Stmt,
+    apply,
     expressions,
     kind_of,
     map_expr,
@@ -36,7 +39,7 @@ from optdsl.ir import (
     type_of,
     walk,
 )
-from optdsl.ops import SYMBOLS, Kind, Type
+from optdsl.ops import OPS, SYMBOLS, Kind, Type
 from optdsl.printing import Unspellable
 from optdsl.targets.layout import (
     WIDTH,
@@ -95,8 +98,15 @@ def _is_elementwise(spec: Spec) -> bool:
 
 
 def _given(node: Ref | Apply) -> bool:
-    """Tables hold numbers: none stands for an optional hyperparameter that is unset."""
-    return not (isinstance(node, Apply) and node.op == "unset" and node.kind <= Kind.HYPER)
+    """Tables hold numbers: none stands for a text, or for an optional hyperparameter that is
+    unset."""
+    match node:
+        case Ref(type=type):
+            return type is not Type.TEXT
+        case Apply(op="unset", kind=kind):
+            return kind > Kind.HYPER
+        case _:
+            return True
 
 
 def _nodes(body: tuple[Stmt, ...]) -> Iterator[Ref | Apply]:
@@ -144,6 +154,7 @@ class _Lowering:
             column_count=len(results),
             input_count=len(inputs),
             uses_python_math="math." in text.replace("_math.", ""),
+            uses_torch=any("torch." in source for source in sources),
             given=indented(bracketed("return (", sources, _tuple_end(sources), 4)),
             scalars_head=bracketed("def scalars(", arguments, ") -> tuple[float, ...]:", 0),
             host_scalars=indented(self.host(program)),
@@ -318,6 +329,7 @@ class _Lowering:
                 assert_never(stmt)
 
     def assignment(self, stmt: Let | Assign, name: str, value: Expr, indent: int) -> Lines:
+        value = _with_dtypes(value, "tl.full((), {}, COMPUTE)")
         line = f"{_safe_slot(name)} = {printing.show(value, printing.triton, self.leaf)}"
         return (comment(stmt.span.text), *broken_call(line, indent))
 
@@ -331,7 +343,8 @@ class _Lowering:
     def condition(self, condition: Expr) -> str:
         """Options are constants, where `and` and `not` are Python's; all else is one number."""
         column = printing.host if kind_of(condition) is Kind.OPTION else printing.triton
-        return printing.show(condition, column, self.leaf)
+        typed = _with_dtypes(condition, "tl.full((), {}, COMPUTE)")
+        return printing.show(typed, column, self.leaf)
 
     def leaf(self, leaf: Const | Ref) -> str:
         match leaf:
@@ -437,7 +450,11 @@ def _under(condition: str, lines: Lines) -> Lines:
 class _Host:
     """Python floats. A slot is a float32 on the device, so each of its values is rounded to one."""
 
-    column = staticmethod(printing.host)
+    def show(self, expr: Expr) -> str:
+        return printing.show(expr, printing.host, self.leaf)
+
+    def named(self, value: Expr) -> str:
+        return self.show(value)
 
     def leaf(self, leaf: Const | Ref) -> str:
         if isinstance(leaf, Ref):
@@ -451,10 +468,14 @@ class _Host:
 class _Device:
     """Numbers of one program, float64."""
 
-    column = staticmethod(printing.triton)
+    def show(self, expr: Expr) -> str:
+        typed = _with_dtypes(map_expr(expr, _computed), TO_DOUBLE)
+        return printing.show(typed, printing.triton, _device_leaf)
 
-    def leaf(self, leaf: Const | Ref) -> str:
-        return _device_leaf(leaf)
+    def named(self, value: Expr) -> str:
+        """A name for a literal is a float64 as any other: a branch may give it another value."""
+        text = self.show(value)
+        return TO_DOUBLE.format(text) if _is_literal(map_expr(value, _computed)) else text
 
     def rounded(self, text: str) -> str:
         return f"_math.to_single({text})"
@@ -466,6 +487,8 @@ def _device_leaf(leaf: Const | Ref) -> str:
             return name
         case Ref(name=name):
             return _safe(name)
+        case Const(symbol=symbol) if "(" in symbol:
+            return symbol
         case Const(value=float() as value) if value in (float("inf"), float("-inf")):
             return f'float("{value}")'
         case Const():
@@ -474,22 +497,66 @@ def _device_leaf(leaf: Const | Ref) -> str:
             assert_never(leaf)
 
 
+TO_DOUBLE = "_math.to_double({})"
+
+
+def _with_dtypes(expr: Expr, dtype: str) -> Expr:
+    """where(m, 0.1, 0.3) -> where(m, tl.full((), 0.1, COMPUTE), 0.3)
+
+    Triton chooses between literals as float32 or integers. A literal beside a tensor takes the
+    tensor's dtype, but by way of float32.
+    """
+
+    def choose(node: Expr) -> Expr:
+        match node:
+            case Apply(op="where" | "select" as op, args=(condition, *values)):
+                alone = all(_is_literal(v) for v in values)
+                typed = (
+                    _typed(v, dtype) if _is_literal(v) and (alone or not _is_single(v)) else v
+                    for v in values
+                )
+                return apply(op, condition, *typed, span=node.span)
+            case _:
+                return node
+
+    return map_expr(expr, choose)
+
+
+def _typed(literal: Expr, dtype: str) -> Const:
+    assert isinstance(literal, Const)
+    text = dtype.format(_device_leaf(literal))
+    return replace(literal, symbol=text)
+
+
+def _is_literal(expr: Expr) -> bool:
+    """A number, no condition."""
+    return isinstance(expr, Const) and type_of(expr) is Type.NUMBER
+
+
+def _computed(expr: Expr) -> Expr:
+    """2 ** 0.5 -> 1.4142135623730951: as on the host. Triton's functions take no two literals."""
+    match expr:
+        case Apply(op=op, args=args) if all(_is_literal(a) for a in args):
+            with np.errstate(all="ignore"):
+                value = OPS[op].numpy(*(a.value for a in args if isinstance(a, Const)))
+            return Const(value.item(), span=expr.span)
+        case _:
+            return expr
+
+
 def _scalar_lines(body: tuple[Stmt, ...], own: set[str], target: _Host | _Device) -> Lines:
     return tuple(line for stmt in body for line in _scalar_line(stmt, own, target))
 
 
 def _scalar_line(stmt: Stmt, own: set[str], target: _Host | _Device) -> Lines:
-    def show(expr: Expr) -> str:
-        return printing.show(expr, target.column, target.leaf)
-
     match stmt:
         case Let(name=name, value=value):
-            line = f"{_safe(name)} = {show(value)}"
+            line = f"{_safe(name)} = {target.named(value)}"
             said = "".join(stmt.span.text.removeprefix("let ").split())
             spoken = name not in own or said == "".join(line.split())
             return (line,) if spoken else (comment(stmt.span.text), line)
         case Assign(target=slot, value=value, operator=operator):
-            line = show(value)
+            line = target.show(value) if operator else target.named(value)
             if operator:
                 # The operation is the slot's: its operand is rounded to the slot's type first.
                 operand = line if _is_single(value) else target.rounded(line)
@@ -501,7 +568,7 @@ def _scalar_line(stmt: Stmt, own: set[str], target: _Host | _Device) -> Lines:
             then, orelse = (
                 indented(_scalar_lines(b, own, target)) for b in (stmt.then, stmt.orelse)
             )
-            lines = (f"if {show(condition)}:", *then)
+            lines = (f"if {target.show(condition)}:", *then)
             return (*lines, "else:", *orelse) if orelse else lines
         case Descend() | Repeat():
             raise AssertionError("neither is scalar work")

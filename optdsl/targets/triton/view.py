@@ -41,6 +41,7 @@ class View:
     column_count: int
     input_count: int
     uses_python_math: bool
+    uses_torch: bool
     given: Lines
     scalars_head: Lines
     host_scalars: Lines

@@ -23,6 +23,19 @@ def to_single(value):
 
 
 @triton.jit
+def to_double(number):
+    """A literal as a float64."""
+    return tl.full((), number, tl.float64)
+
+
+@triton.jit
+def _in(x, dtype: tl.constexpr):
+    """`x` in a dtype that holds it. Triton's functions take a literal as float32: 0.1 would be
+    another number in float64. A product gives it the dtype of the other factor."""
+    return x * tl.full((), 1.0, dtype)
+
+
+@triton.jit
 def pointer(address, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
     """An address as a pointer. Alignment is a property of the operation that makes the pointer, so
     each call makes its own."""
@@ -58,18 +71,25 @@ def sqrt(x):
 
 
 @triton.jit
+def rsqrt(x):
+    """1 / sqrt(x), as torch computes it: the root, then its reciprocal."""
+    return div(1.0, sqrt(x))
+
+
+@triton.jit
 def pow(x, y):
     """x ** y, computed in float64: there its error is |y * log(x)| units in the last place."""
     dtype: tl.constexpr = (x + y).dtype
-    base = tl.cast(x, tl.float64)
-    exponent = tl.cast(y, tl.float64)
+    base = _in(x, tl.float64)
+    exponent = _in(y, tl.float64)
     whole = tl.floor(exponent) == exponent
     odd = tl.floor(exponent * 0.5) * 2.0 != exponent
     power = tl.exp(exponent * tl.log(tl.abs(base)))
     negative = tl.where(whole, tl.where(odd, -power, power), float("nan"))
     power = tl.where(base < 0.0, negative, power)
     # Zero and one times an infinite logarithm have no value, their powers do.
-    return tl.where((exponent == 0.0) | (base == 1.0), 1.0, power).to(dtype)
+    power = tl.where(exponent == 0.0, 1.0, power)
+    return tl.where(base == 1.0, 1.0, power).to(dtype)
 
 
 @triton.jit
@@ -81,18 +101,21 @@ def sign(x):
 @triton.jit
 def maximum(x, y):
     """The larger one; NaN where one of them is."""
-    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+    dtype: tl.constexpr = (x + y).dtype
+    return tl.maximum(_in(x, dtype), _in(y, dtype), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def minimum(x, y):
     """The smaller one; NaN where one of them is."""
-    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
+    dtype: tl.constexpr = (x + y).dtype
+    return tl.minimum(_in(x, dtype), _in(y, dtype), propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def lerp(start, end, weight):
     """start + weight * (end - start), from the end that is nearer."""
+    weight = _in(weight, (end - start).dtype)
     near_start = tl.abs(weight) < 0.5
     factor = tl.where(near_start, weight, weight - 1)
     return tl.fma(factor, end - start, tl.where(near_start, start, end))
@@ -101,7 +124,7 @@ def lerp(start, end, weight):
 @triton.jit
 def add_scaled(base, x, scale):
     """base + scale * x, rounded once."""
-    return tl.fma(scale, x, base)
+    return tl.fma(_in(scale, x.dtype), x, base)
 
 
 @triton.jit

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import generated
 from generated import _optimizer
 from optdsl import interpret, pipeline
+from optdsl.ir import Assign, If, Let, Ref, Role
+from optdsl.ops import Kind
+from tests import reference as for_loop
 
 SPECS: dict[str, Any] = {unit.name: unit for unit in pipeline.shipped_library().units}
+# The optimizers that have kernels.
+NAMES = tuple(n for n in for_loop.SHIPPED if getattr(generated, n).kernels)
+# ASGD averages once t0 steps are over, RAdam scales its steps from the sixth on: tests see both
+# sides of each branch.
+VARIATIONS = {**for_loop.VARIATIONS, "ASGD": {**for_loop.VARIATIONS["ASGD"], "t0": (1e6, 1)}}
+STEPS = {name: 8 if name == "RAdam" else 4 for name in NAMES}
 # One element, less than a vector, less than a block, odd, several blocks, none.
 SIZES = (1, 7, 64, 513, 1000, 4097, 0)
 Array = Any
+
+
+def choices(name: str, **more: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
+    """Every valid combination of an optimizer's options, and of those of `more` that it has."""
+    known = {key: values for key, values in more.items() if has(name, key)}
+    yield from for_loop.choices(name, **{**VARIATIONS[name], **known})
+
+
+def has(name: str, option: str) -> bool:
+    return option in inspect.signature(getattr(generated, name)).parameters
 
 
 def parameters(dtype: torch.dtype, shift: int = 0, sizes: tuple[int, ...] = SIZES) -> list[Tensor]:
@@ -33,21 +56,59 @@ def as_array(tensor: Tensor) -> Array:
 
 
 def hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
-    hypers = {k: _optimizer.number(v) for k, v in group.items() if k != "params"}
-    return hypers | {"betas": tuple(map(_optimizer.number, group.get("betas", ())))}
+    return {k: values(v) for k, v in group.items() if k != "params"}
+
+
+def values(given: Any) -> Any:
+    return tuple(map(values, given)) if isinstance(given, tuple) else _optimizer.number(given)
 
 
 def reference(spec: Any, group: dict[str, Any], param: Tensor, state: dict[str, Tensor]) -> Any:
-    """What one step must give: the parameter and its slots, in float64."""
+    """What one step must give: the parameter and its slots, in float64. A scalar slot is a float32
+    on the device, whatever the parameter is: the one thing here that is rounded."""
     assert param.grad is not None
     grad = as_array(param.grad)
-    slots = {s.name: as_array(state[s.name]) if s.name in state else None for s in spec.states}
-    if not any(value is not None for value in slots.values()):
-        slots = None
-    hypers = hyperparameters(group)
-    return interpret.step(
-        spec, hypers, as_array(param), -grad if group["maximize"] else grad, slots
-    )
+    names = Stored(spec)
+    names.update(interpret.properties(as_array(param)))
+    names.update(hyperparameters(group))
+    for hyper in spec.hypers:
+        if hyper.components:
+            names.update(zip(hyper.components, names[hyper.name], strict=True))
+    names.update(param=as_array(param), grad=-grad if group["maximize"] else grad)
+    given = {s.name: as_array(state[s.name]) for s in spec.states if s.name in state}
+    for slot in spec.states:
+        names[slot.name] = given.get(slot.name) if given else interpret.initial(slot, names)
+    interpret.run(tuple(with_operands(spec.body)), names)
+    slots = {s.name: names[s.name] for s in spec.states if names[s.name] is not None}
+    return names["param"], slots
+
+
+OPERAND = "operand of a scalar slot"
+
+
+class Stored(dict[str, Any]):
+    """The names of an update. What belongs to a scalar slot is rounded as that is."""
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        self.single = {OPERAND, *(s.name for s in spec.states if s.kind is Kind.SCALAR)}
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, float(np.float32(value)) if name in self.single else value)
+
+
+def with_operands(body: tuple[Any, ...]) -> Iterator[Any]:
+    """slot *= e -> e rounded to the slot's type, then the product"""
+    for stmt in body:
+        match stmt:
+            case Assign(operator=operator) if operator:
+                yield Let(OPERAND, stmt.value, Kind.SCALAR)
+                yield replace(stmt, value=Ref(OPERAND, Role.LOCAL, Kind.SCALAR))
+            case If(then=then, orelse=orelse):
+                inner = (tuple(with_operands(b)) for b in (then, orelse))
+                yield replace(stmt, **dict(zip(("then", "orelse"), inner, strict=True)))
+            case _:
+                yield stmt
 
 
 def ulps(actual: Tensor, expected: Array, before: Array) -> Array:

@@ -57,7 +57,7 @@ def compiled(text: str, folder: Path) -> tuple[Any, str]:
     return spec, name
 
 
-def check(text: str, flag: bool, capturable: bool, folder: Path) -> None:
+def check(text: str, flag: bool, capturable: bool, folder: Path, tolerance: float = 1e-7) -> None:
     """In float64, where kernel and reference differ by the roundings of contracted nodes alone."""
     spec, name = compiled(text, folder)
     Random.kernels = name
@@ -75,7 +75,7 @@ def check(text: str, flag: bool, capturable: bool, folder: Path) -> None:
     for got, want in ((param, expected), (slots["a"], state["a"]), (slots["step"], state["step"])):
         if not np.isfinite(want).all() or np.abs(want).max(initial=0) > 1e6:
             return  # an exploding program says nothing about rounding
-        np.testing.assert_allclose(got.numpy(), want, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(got.numpy(), want, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,53 @@ optimizer Random {
 def test_names_that_the_template_uses_are_free_for_authors(folder: Path) -> None:
     check(NAMES, True, False, folder)
     check(NAMES, False, True, folder)
+
+
+NUMBER = """
+optimizer Random {
+    hyper c = 0.3
+    hyper d = 0.7
+    option flag = false
+    state step = 0
+    state a = zeros_like(param)
+    state b = full_like(param, c)
+    update {
+        step += 1
+        PLACE
+        descend d * a + 0 * b
+    }
+}
+"""
+# Triton takes a literal argument of a function as float32 or int32, and no two of them.
+PLACES = (
+    "a = max(0.1, b) * min(grad, 0.3)",
+    "a = lerp(a, grad, 0.1) + 0.1 * grad",
+    "a = b + 0.1 * grad * grad",
+    "a = b + 0.1 * grad / (abs(b) + 0.3)",
+    "a = abs(b) ** 0.1 * 0.9 ** abs(grad) * rsqrt(abs(b) + 0.1)",
+    "a = where(grad > 0, 0.1, 0.3) * b",
+    "a = sqrt(where(grad > 0, 1, 2)) * where(grad > 0.7, 0.1, b)",
+    "a = sqrt(2) * b + 2 ** 0.5 * grad + exp(0.1)",
+    "a = where(step > 1, grad, b)",
+    "a = max(b, 1e-40) + (grad > 0)",
+    # In the scalar program, where a name may also have another value in a branch.
+    "a = 0.96 ** step * max(0.3, 1 - 0.1 * step) * b",
+    "a = (0.1 if step > 1 else 0.3) * b + (0.1 if flag else c) * grad",
+    "let k = 0.1\nif step > 1 { k = 0 }\na = k ** 0.5 * b + grad",
+    "let k = 2\nif step > 1 { k = 0.3 }\na = k * b + grad",
+    "let k = step > 5\nif step > 1 { k = true }\nif k { a = grad }",
+    # Properties of the parameter.
+    "a = b / param.numel + param.ndim * grad + param.eps ** 0.1",
+    "if param.is_sparse { a = b } else { a = grad }",
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("capturable", [False, True])
+def test_numbers_are_float64_wherever_they_stand(
+    folder: Path, place: str, capturable: bool
+) -> None:
+    check(NUMBER.replace("PLACE", place), capturable, capturable, folder, 1e-13)
 
 
 @pytest.mark.slow

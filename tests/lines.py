@@ -1,0 +1,97 @@
+"""Specs and torch's hand-written files -> tables of their lines, for README.md.
+
+python -m tests.lines            # print them
+python -m tests.lines --write    # rewrite README.md with them, docs/compatibility.md with cases
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import lr_scheduler
+
+from optdsl import pipeline
+from optdsl.ir import Schedule, Spec
+from tests.reference import page_regions, paths_of, table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+COMPATIBILITY = ROOT / "docs" / "compatibility.md"
+REGION = re.compile(r"(<!-- begin: (?P<name>[a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+LONGEST_SPEC = 60
+
+
+def lines(path: str | Path) -> int:
+    return len(Path(path).read_text(encoding="utf-8").splitlines())
+
+
+def spec_of(unit: Spec | Schedule) -> Path:
+    folder = "optimizers" if isinstance(unit, Spec) else "schedules"
+    return ROOT / "specs" / folder / f"{unit.name.lower()}.opt"
+
+
+def link(unit: Spec | Schedule) -> str:
+    return f"[{unit.name}]({spec_of(unit).relative_to(ROOT).as_posix()})"
+
+
+def optimizer(unit: Spec) -> tuple[str, ...]:
+    theirs: Any = getattr(torch.optim, unit.name, None)
+    source = "not in torch" if theirs is None else str(lines(inspect.getfile(theirs.__init__)))
+    base = "" if unit.base is None else f", from {unit.base}"
+    code = ROOT / "generated" / f"{unit.name.lower()}.py"
+    kernel = (ROOT / "generated" / "_triton" / code.name).exists() or unit.base is not None
+    return (
+        link(unit),
+        f"{lines(spec_of(unit))}{base}",
+        f"{source}{base}",
+        str(lines(code)),
+        "yes" if "foreach" in paths_of(unit.name) else "-",
+        "yes" if kernel else "-",
+    )
+
+
+def schedule(unit: Schedule) -> tuple[str, ...]:
+    theirs = inspect.getsource(getattr(lr_scheduler, unit.name))
+    code = ROOT / "generated" / "lr_scheduler" / f"{unit.name.lower()}.py"
+    ours = str(lines(spec_of(unit)))
+    return link(unit), ours, str(len(theirs.splitlines())), str(lines(code))
+
+
+def tables() -> dict[str, str]:
+    units = pipeline.shipped_library().units
+    specs = [unit for unit in units if isinstance(unit, Spec)]
+    schedules = [unit for unit in units if isinstance(unit, Schedule)]
+    return {
+        "optimizers": table(
+            ("optimizer", "spec, lines", "torch's file, lines", "emitted, lines", "foreach",
+             "Triton"),
+            map(optimizer, specs),
+        ),
+        "schedules": table(
+            ("schedule", "spec, lines", "torch's class, lines", "emitted, lines"),
+            map(schedule, schedules),
+        ),
+    }  # fmt: skip
+
+
+def filled(text: str, regions: Mapping[str, str]) -> str:
+    """A page with its regions made anew."""
+    return REGION.sub(lambda m: f"{m[1]}\n{regions[m['name']]}\n{m[3]}", text)
+
+
+def main(arguments: list[str]) -> None:
+    if arguments != ["--write"]:
+        print(*tables().values(), sep="\n")
+        return
+    for page, regions in ((README, tables()), (COMPATIBILITY, page_regions())):
+        page.write_text(filled(page.read_text(encoding="utf-8"), regions), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
