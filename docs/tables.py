@@ -56,7 +56,7 @@ NOTES = {
     "mean_along": "along one dimension, which stays with size 1",
     "norm_along": "along one dimension, which stays with size 1",
     "transpose": "the last two dimensions change places",
-    "addmm": "`addmm(x, a, b, beta, alpha)`: `beta * x + alpha * (a @ b)`, as `torch.addmm` rounds it",
+    "addmm": "`addmm(x, a, b, beta, alpha)`: `beta * x + alpha * (a @ b)`, rounded as by torch",
     "cast": "`cast(x, bfloat16)`: always a copy; also " + ", ".join(f"`{d}`" for d in DTYPES[1:]),
     "host": "reads a reduction's number as a float64, and waits for it",
     "zeros_along": "`zeros_like(param, dim=-1)`: size 1 along that dimension",
@@ -219,8 +219,7 @@ def kinds() -> str:
     meanings = {
         Kind.OPTION: "options and literals",
         Kind.HYPER: "hyperparameters: a number per group",
-        Kind.SCALAR: "slots that begin as a number, properties of the parameter, `host(...)`: a number "
-        "per parameter and step",
+        Kind.SCALAR: "slots that begin as a number, properties of the parameter, `host(...)`",
         Kind.GLOBAL: "one number for all parameters; no operator makes it yet",
         Kind.REDUCED: "one number per parameter, from its elements: `norm(grad)`",
         Kind.FACTORED: "rows and columns: `norm(grad, dim=-1)`",

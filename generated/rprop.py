@@ -21,8 +21,8 @@ class Rprop(Optimizer):
         params (iterable): floating-point or complex parameters with dense gradients, or groups
             of them.
         lr (float | Tensor): lr >= 0. Default: 1e-2.
-        etas (tuple[float | Tensor, float | Tensor]): etaminus, etaplus. 0 < etaminus < 1 and 1
-            < etaplus. Default: (0.5, 1.2).
+        etas (tuple[float | Tensor, float | Tensor]): etaminus, etaplus. 0 < etaminus < 1 <
+            etaplus. Default: (0.5, 1.2).
         step_sizes (tuple[float | Tensor, float | Tensor]): step_size_min, step_size_max.
             Default: (1e-6, 50).
         capturable (bool): keep every number on the device, so that a CUDA graph can hold the
@@ -92,7 +92,7 @@ class Rprop(Optimizer):
         etaminus, etaplus = group["etas"]
         if not lr >= 0:
             raise ValueError(f"Invalid learning rate: {lr}")
-        if not (0 < etaminus < 1 and 1 < etaplus):
+        if not 0 < etaminus < 1 < etaplus:
             raise ValueError(f"Invalid eta values: {etaminus}, {etaplus}")
 
     @staticmethod

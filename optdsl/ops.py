@@ -139,8 +139,17 @@ class Fence:
 
 
 Spelling = (
-    Infix | Prefix | Call | Method | Attribute | Along | KeepDim
-    | Conditional | Command | Superscript | Fence
+    Infix
+    | Prefix
+    | Call
+    | Method
+    | Attribute
+    | Along
+    | KeepDim
+    | Conditional
+    | Command
+    | Superscript
+    | Fence
 )
 
 

@@ -119,12 +119,14 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
     if not isinstance(expr, Apply):
         text = leaf(expr)
         return text, Level.UNARY if text.startswith("-") else Level.ATOM
-    chain = _chain(expr) if column in (host, source) else None
-    if chain is not None:
-        first, second = chain[1], chain[3]
-        texts = [_fit(_show(e, column, leaf), Level.SUM) for e in (chain[0], chain[2], chain[4])]
-        signs = [SYMBOLS[op] for op in (first, second)]
-        return f"{texts[0]} {signs[0]} {texts[1]} {signs[1]} {texts[2]}", Level.COMPARE
+    if expr.op == "and" and column in (host, source):
+        chain = _chain(expr)
+        if chain is not None:
+            operands = [_fit(_show(e, column, leaf), Level.SUM) for e in chain[0]]
+            links = (
+                f" {SYMBOLS[op]} {text}" for op, text in zip(chain[1], operands[1:], strict=True)
+            )
+            return operands[0] + "".join(links), Level.COMPARE
     spelling = column(OPS[expr.op])
     parts = [_show(a, column, leaf) for a in expr.args]
     match spelling, parts:
@@ -181,14 +183,16 @@ SHORT = re.compile(r"-?(\w|\.)+(e[+-]\d+)?")
 COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 
 
-def _chain(expr: Apply) -> tuple[Expr, str, Expr, str, Expr] | None:
-    """0 <= x and x < 1 -> 0 <= x < 1"""
+def _chain(expr: Expr) -> tuple[tuple[Expr, ...], tuple[str, ...]] | None:
+    """The operands and comparisons of a chain: 0 <= x and x < 1 -> 0 <= x < 1"""
     match expr:
-        case Apply(
-            op="and",
-            args=(Apply(op=first, args=(low, middle)), Apply(op=second, args=(same, high))),
-        ) if middle == same and {first, second} <= COMPARISONS:
-            return low, first, middle, second, high
+        case Apply(op=op, args=(left, right)) if op in COMPARISONS:
+            return (left, right), (op,)
+        case Apply(op="and", args=(before, link)):
+            chain, end = _chain(before), _chain(link)
+            if chain is None or end is None or chain[0][-1] != end[0][0]:
+                return None
+            return (*chain[0], *end[0][1:]), (*chain[1], *end[1])
         case _:
             return None
 

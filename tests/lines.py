@@ -24,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 COMPATIBILITY = ROOT / "docs" / "compatibility.md"
 REGION = re.compile(r"(<!-- begin: (?P<name>[a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-LONGEST_SPEC = 60
 
 
 def lines(path: str | Path) -> int:

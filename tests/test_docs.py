@@ -11,6 +11,7 @@ import pytest
 
 from optdsl import build, pipeline
 from optdsl.diagnostics import Code, SpecError
+from tests import lines, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -101,3 +102,28 @@ def test_every_decision_is_in_the_index() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = LINK.findall((folder / "README.md").read_text(encoding="utf-8"))
     assert listed == sorted(p.name for p in folder.glob("[0-9]*.md"))
+
+
+def test_tables_of_lines_and_cases_are_up_to_date() -> None:
+    pages = ((lines.README, lines.tables()), (lines.COMPATIBILITY, reference.page_regions()))
+    for page, regions in pages:
+        text = page.read_text(encoding="utf-8")
+        assert sorted(m["name"] for m in lines.REGION.finditer(text)) == sorted(regions)
+        assert lines.filled(text, regions) == text, "To repair it: python -m tests.lines --write"
+
+
+def test_no_spec_is_longer_than_60_lines() -> None:
+    specs = sorted((ROOT / "specs").rglob("*.opt"))
+    assert len(specs) >= 20
+    assert {s.name: lines.lines(s) for s in specs if lines.lines(s) > 60} == {}
+
+
+def test_tests_that_the_compatibility_page_names_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", lines.COMPATIBILITY.read_text(encoding="utf-8")))
+    assert len(named) >= 20
+    defined: set[str] = set()
+    for file in (ROOT / "tests").glob("test_*.py"):
+        defined |= set(re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.M))
+    assert named - defined == set()
+    compatibility = (ROOT / "tests" / "test_compatibility.py").read_text(encoding="utf-8")
+    assert set(re.findall(r"^def (test_\w+)", compatibility, re.M)) <= named

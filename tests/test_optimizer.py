@@ -802,6 +802,165 @@ def test_torchs_functions_can_swap_in_parameters_and_state(name: str) -> None:
     assert differences(*found) == []
 
 
+# Habits of torch that all optimizers have, on both paths
+
+
+def in_turn(name: str, foreach: bool, visit: Callable[[torch.optim.Optimizer], Any]) -> list[Any]:
+    """What torch's and our optimizer come to, after `visit` and some steps."""
+    problem = problem_of(name)
+    found = []
+    for package in (torch.optim, generated):
+        params = problem.start()
+        optimizer = construct(package, name, params, foreach and package is generated, lr=0.1)
+        seen = visit(optimizer)
+        advance(optimizer, params, problem.gradients[:4])
+        found.append((seen, contents(optimizer)))
+    assert differences(found[0][1], found[1][1]) == []
+    return [seen for seen, _ in found]
+
+
+@paths
+@in_torch
+def test_hooks_of_steps_and_state_dicts_run_as_torchs(name: str, foreach: bool) -> None:
+    def visit(optimizer: torch.optim.Optimizer) -> list[str]:
+        seen: list[str] = []
+        optimizer.register_step_pre_hook(lambda *_: seen.append("before a step"))
+        optimizer.register_step_post_hook(lambda *_: seen.append("after a step"))
+        optimizer.register_state_dict_pre_hook(lambda *_: seen.append("before saving"))
+        optimizer.register_state_dict_post_hook(lambda *_: seen.append("after saving"))
+        optimizer.register_load_state_dict_pre_hook(lambda *_: seen.append("before loading"))
+        optimizer.register_load_state_dict_post_hook(lambda *_: seen.append("after loading"))
+        optimizer.load_state_dict(optimizer.state_dict())
+        return seen
+
+    theirs, ours = in_turn(name, foreach, visit)
+    assert ours == theirs
+    assert len(set(ours)) == 6
+
+
+@paths
+@by_gradient_in_torch
+def test_named_groups_are_added_as_torchs(name: str, foreach: bool) -> None:
+    found = []
+    for package in (torch.optim, generated):
+        groups = [("a", one(name)), ("b", one(name))]
+        optimizer = construct(package, name, groups, foreach and package is generated)
+        optimizer.add_param_group({"params": [("c", one(name, 3))], "lr": 0.5})
+        take(optimizer)
+        names = [group["param_names"] for group in optimizer.param_groups]
+        saved = [g["param_names"] for g in optimizer.state_dict()["param_groups"]]
+        found.append((names, saved, [list(g)[:2] for g in optimizer.param_groups]))
+        with pytest.raises(ValueError, match="with/without names"):
+            optimizer.add_param_group({"params": [one(name)]})
+        assert len(optimizer.param_groups) == 2
+    assert found[1] == found[0]
+
+
+@paths
+@in_torch
+def test_gradient_scalers_skip_steps_with_infinities(name: str, foreach: bool) -> None:
+    if name in BY_CLOSURE:
+        with pytest.raises(RuntimeError, match="Closure use is not currently supported"):
+            torch.amp.GradScaler("cpu").step(generated.LBFGS([one(name)]), closure=lambda: None)
+        return
+    found = []
+    for package in (torch.optim, generated):
+        params = [one(name), one(name, 3)]
+        optimizer = construct(package, name, params, foreach and package is generated, lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
+        for factor in (2.0, torch.inf, 3.0):
+            scaler.scale(torch.zeros(()))
+            for param in params:
+                grad = torch.full_like(param, 8.0 * factor)
+                param.grad = grad.to_sparse() if name == "SparseAdam" else grad
+            scaler.step(optimizer)
+            scaler.update()
+        found.append((contents(optimizer), scaler.get_scale()))
+    assert differences(found[0][0], found[1][0]) == []
+    assert found[0][1] == found[1][1] == 16.0
+    assert all(value.isfinite().all() for value in found[1][0].values())
+
+
+@paths
+@shipped
+def test_a_step_returns_what_the_closure_returns(name: str, foreach: bool) -> None:
+    param = one(name)
+    optimizer = construct(generated, name, [param], foreach)
+    calls = []
+
+    def closure() -> float:
+        assert torch.is_grad_enabled()
+        calls.append(param.detach().clone())
+        return 2.5
+
+    assert optimizer.step(closure) == 2.5
+    assert torch.equal(calls[0], torch.ones_like(param))
+    assert name in BY_CLOSURE or len(calls) == 1
+
+
+@paths
+@shipped
+def test_state_is_saved_as_plain_tensors_and_survives_shared_memory(
+    name: str, foreach: bool
+) -> None:
+    problem = problem_of(name)
+    found = []
+    for shared in (False, True):
+        params = problem.start()
+        optimizer = construct(generated, name, params, foreach)
+        advance(optimizer, params, problem.gradients[:2])
+        if shared:
+            for state in optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, Tensor):
+                        value.share_memory_()
+        saved = through_a_file(optimizer.state_dict())
+        assert saved["state"].keys() == optimizer.state_dict()["state"].keys()
+        advance(optimizer, params, problem.gradients[2:4])
+        found.append(contents(optimizer))
+    assert differences(*found) == []
+
+
+@in_torch
+def test_repr_is_torchs_with_flags_added(name: str) -> None:
+    theirs, ours = (
+        repr(getattr(p, name)([one(name)])).splitlines() for p in (torch.optim, generated)
+    )
+    assert [line for line in ours if line in theirs] == theirs
+    added = {line.split(":")[0].strip() for line in ours if line not in theirs}
+    assert added <= set(FLAGS)
+
+
+UNUSUAL: list[tuple[str, dict[str, Any]]] = [
+    *((name, {"lr": torch.inf}) for name in IN_TORCH),
+    ("RMSprop", {"alpha": 2.0}),
+    ("SGD", {"momentum": 1.5}),
+    ("SGD", {"momentum": 0.9, "dampening": -1.0}),
+    ("Muon", {"momentum": 1.5}),
+    ("Rprop", {"step_sizes": (1.0, 0.5)}),
+    ("ASGD", {"lambd": -1.0}),
+    ("ASGD", {"t0": -1.0}),
+    ("Adagrad", {"lr_decay": 10.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), UNUSUAL, ids=str)
+def test_what_is_merely_unusual_passes_as_in_torch(name: str, options: dict[str, Any]) -> None:
+    for package in (torch.optim, generated):
+        getattr(package, name)([one(name)], **options)
+
+
+def test_adam_takes_integers_as_betas_which_torch_refuses() -> None:
+    with pytest.raises(ValueError, match="betas must be either both floats or both Tensors"):
+        torch.optim.Adam([one("Adam")], betas=(0, 0.9))
+    found = []
+    for package, betas in ((torch.optim, (0.0, 0.9)), (generated, (0, 0.9))):
+        param = one("Adam")
+        take(package.Adam([param], betas=betas))
+        found.append(param)
+    assert torch.equal(*found)
+
+
 # Programs in which a name stands for storage that is overwritten
 
 PROGRAMS = {
