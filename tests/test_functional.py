@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -206,7 +207,7 @@ def executed(text: str) -> tuple[Spec, Any]:
         render(f"{target.__name__.rsplit('.', 1)[1]}.py.jinja", target.lower(spec))
         for target in (eager, functional)
     ]
-    names = {**vars(_optimizer), "_numbers": _numbers}
+    names = {**vars(_optimizer), "_numbers": _numbers, "math": math}
     code = compile("class Update:\n" + "".join(sections), "<random>", "exec", dont_inherit=True)
     exec(code, names)
     return spec, names["Update"]
