@@ -19,11 +19,11 @@ class AdamW(Adam):
     Args:
         params (iterable): floating-point or complex parameters with dense gradients, or groups
             of them.
-        lr (float | Tensor): lr >= 0. Default: 1e-3.
+        lr (float | Tensor): 0 <= lr < inf. Default: 1e-3.
         betas (tuple[float | Tensor, float | Tensor]): beta1, beta2. 0 <= beta1 < 1, 0 <= beta2
             < 1. Default: (0.9, 0.999).
-        eps (float | Tensor): eps >= 0. Default: 1e-8.
-        weight_decay (float | Tensor): weight_decay >= 0. Default: 1e-2.
+        eps (float | Tensor): 0 <= eps < inf. Default: 1e-8.
+        weight_decay (float | Tensor): 0 <= weight_decay < inf. Default: 1e-2.
         amsgrad (bool): Default: False.
         foreach (bool | None): update lists of tensors at once; by default where torch does.
             Default: None.

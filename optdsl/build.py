@@ -18,6 +18,7 @@ from optdsl.ir import Schedule, Spec, Unit
 from optdsl.pipeline import Library
 from optdsl.source import Source
 from optdsl.targets import TARGETS, layout, section
+from optdsl.targets.imports import with_imports
 
 Plan = Mapping[PurePosixPath, str]
 SCHEDULES = "lr_scheduler"
@@ -79,14 +80,18 @@ class Written:
 def plan(library: Library, command: str) -> Plan:
     """The whole package as text, sorted by path. `command` is what rebuilds it, for the headers."""
     files: dict[PurePosixPath, str] = {}
+    optimizers = [u for u in library.units if isinstance(u, Spec)]
+    modules = {u.name: f".{u.name.lower()}" for u in optimizers}
+    modules |= {f"_{u.routine}": "." for u in optimizers if u.routine}
     for unit in library.units:
-        files.update(_unit_files(unit, command))
+        files.update(_unit_files(unit, command, modules))
     files.update(_package_files(library, command))
     files.update(_runtime_files(library, command))
     return dict(sorted(files.items()))
 
 
-def _unit_files(unit: Unit, command: str) -> dict[PurePosixPath, str]:
+def _unit_files(unit: Unit, command: str, modules: Mapping[str, str]) -> dict[PurePosixPath, str]:
+    """The files of a definition; `modules` says where the classes of the package are."""
     sections: dict[PurePosixPath, list[str]] = {}
     for target in TARGETS:
         if target.path is None:
@@ -95,7 +100,7 @@ def _unit_files(unit: Unit, command: str) -> dict[PurePosixPath, str]:
         if text is not None:
             sections.setdefault(target.path(unit), []).append(text)
     head = header([unit.source], command)
-    return {path: head + "".join(texts) for path, texts in sections.items()}
+    return {path: head + with_imports("".join(t), modules) for path, t in sections.items()}
 
 
 def _package_files(library: Library, command: str) -> dict[PurePosixPath, str]:

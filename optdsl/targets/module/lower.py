@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Iterator
 
@@ -23,7 +22,7 @@ from optdsl.ir import (
 )
 from optdsl.ops import Kind
 from optdsl.passes import supports_complex
-from optdsl.targets import eager, foreach, functional, latex, signature, triton
+from optdsl.targets import latex, signature, triton
 from optdsl.targets.layout import WIDTH, bracketed, broken_assignment, indented
 from optdsl.targets.module.view import View
 from optdsl.targets.signature import TYPES, is_dependent
@@ -50,7 +49,6 @@ def lower(spec: Spec) -> View:
     headline, *documentation = _documentation(spec)
     return View(
         summary=spec.doc or f"{spec.name}.",
-        imports=_imports(spec),
         name=spec.name,
         base=spec.base or _base(spec),
         headline=headline,
@@ -66,74 +64,6 @@ def lower(spec: Spec) -> View:
 def _base(spec: Spec) -> str:
     """The runtime's class that it extends."""
     return "Routine" if spec.routine else "Optimizer"
-
-
-# What the sections of a module may call, by the runtime module that has it.
-RUNTIME = {
-    "_foreach": ("scale_",),
-    "_optimizer": (
-        "as_complex",
-        "as_complex_list",
-        "as_real",
-        "as_real_list",
-        "dot",
-        "full_like",
-        "max_abs",
-        "number",
-        "zeros_along",
-    ),
-}
-
-
-def _imports(spec: Spec) -> Lines:
-    """What this module and its update sections use, as isort orders it."""
-    if spec.base is not None:
-        return (
-            *(("from typing import ClassVar", "") if spec.fixed else ()),
-            "from torch import Tensor",
-            "from torch.optim.optimizer import ParamsT",
-            "",
-            f"from .{spec.base.lower()} import {spec.base}",
-        )
-    if spec.routine:
-        names = ["Group", "Routine", *(["Slot"] if spec.states else [])]
-        return (
-            *("from collections.abc import Callable", "from typing import Any", ""),
-            *("import torch", "from torch import Tensor"),
-            *("from torch.optim.optimizer import ParamsT", "", f"from . import _{spec.routine}"),
-            *_import("from ._optimizer import ", names),
-        )
-    one, many, plain = eager.lower(spec), foreach.lower(spec), functional.lower(spec)
-    assert one is not None
-    lists = () if many is None else many.body
-    expressions = () if plain is None else (*plain.unpack, *plain.body)
-    updates = (*one.unpack, *one.body, *lists, *expressions)
-    constructor = (_parameter(spec, name) for name in spec.signature)
-    checks = _checks(spec)
-    text = "\n".join((*updates, *_slot_text(spec), *constructor, *checks))
-    used = {
-        module: [n for n in names if re.search(rf"\b{n}\b", text)]
-        for module, names in RUNTIME.items()
-    }
-    rows = ["Rows"] if plain is None else ["Row", "Rows"]
-    classes = ["Group", "Optimizer", *rows, *(["Slot"] if spec.states else [])]
-    used["_optimizer"] = [*classes, *used["_optimizer"]]
-    lines = ["import math"] if re.search(r"\bmath\.", text) else []
-    lines += ["from typing import Any"] if many is not None and many.agreement else []
-    lines += [""] if lines else []
-    lines += ["import torch"] if re.search(r"\btorch\.", text) else []
-    lines += ["from torch import Tensor"]
-    lines += ["from torch.optim.optimizer import ParamsT", ""]
-    lines += ["from . import _numbers"] if re.search(r"\b_numbers\.", text) else []
-    for module, names in used.items():
-        if names:
-            lines += _import(f"from .{module} import ", names)
-    return tuple(lines)
-
-
-def _import(head: str, names: list[str]) -> Lines:
-    line = head + ", ".join(names)
-    return (line,) if len(line) <= WIDTH else bracketed(f"{head}(", names, ")", WIDTH)
 
 
 # The constructor
@@ -380,14 +310,12 @@ def _describe(spec: Spec, name: str) -> Lines:
         return _argument(name, annotation, f"{FLAG_DOCS[name]}. Default: {default}")
     hyper = _hyper(spec, name)
     conditions = [
-        printing.show(r.condition, printing.source)
-        for r in spec.requires
-        if _subject(spec, r) == name
+        printing.show_source(r.condition) for r in spec.requires if _subject(spec, r) == name
     ]
     value = signature.default(hyper)
     if is_dependent(hyper):
         assert hyper.default is not None
-        value = printing.show(hyper.default, printing.source)
+        value = printing.show_source(hyper.default)
     words = [", ".join(hyper.components)] if hyper.components else []
     words += [", ".join(conditions)] if conditions else []
     words += [f"Default: {value}"] if value is not None else ["Required"]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class View:
     summary: str
-    imports: tuple[str, ...]
     name: str
     base: str
     headline: str
