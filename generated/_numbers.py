@@ -39,17 +39,28 @@ def choose(condition: Any, then: Any, orelse: Any) -> Any:
     """One of two values, by a condition on numbers.
 
     Where gradients are recorded Python takes it: through `torch.where` a NaN of the other side
-    would reach them. A tensor is a fresh one either way.
+    would reach them. A tensor is a fresh one either way, of the shape that `torch.where` gives it.
     """
     if torch.is_grad_enabled() or not isinstance(condition, Tensor):
-        taken = then if condition else orelse
-        return taken.clone() if isinstance(taken, Tensor) else taken
+        return _beside(*((then, orelse) if condition else (orelse, then)))
     sides = [then, orelse]
     devices = [s.device for s in sides if isinstance(s, Tensor)]
     device = next((d for d in devices if d.type != "cpu"), condition.device)
     if not devices:
         sides = [torch.full((), side, dtype=torch.float64, device=device) for side in sides]
     return torch.where(condition.to(device), *sides)
+
+
+def _beside(taken: Any, other: Any) -> Any:
+    """One of two values, in the shape and the dtype that both have together."""
+    if isinstance(other, Tensor) and (not isinstance(taken, Tensor) or taken.dim() < other.dim()):
+        return full_like(other, taken)
+    if not isinstance(taken, Tensor):
+        return taken
+    if isinstance(other, Tensor):
+        shape = torch.broadcast_shapes(taken.shape, other.shape)
+        taken = taken.to(torch.result_type(taken, other)).expand(shape)
+    return taken.clone()
 
 
 def where(mask: Tensor, then: Any, orelse: Any, param: Tensor) -> Tensor:

@@ -456,6 +456,9 @@ class Optimizer(torch.optim.Optimizer):
         value, *values = self._functional(group, tuple(wide))
         param.copy_(_stored(value, param))
         for slot, old, new in zip(self.slots, slots, values, strict=True):
+            if slot.integer and not (torch.compiler.is_compiling() or _on_device(group)):
+                state[slot.name] = int(new)
+                continue
             if new is None or new is old:
                 continue
             if recorded or old is None:

@@ -121,7 +121,9 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> tuple[str, ...]:
     """A hint with the closest candidate, or nothing. Never the name itself."""
     pool = sorted({c for c in candidates if c != name})
     lowered = {c.lower(): c for c in reversed(pool)}
-    close = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    close = get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
+    # Letters in the wrong order are the likelier mistake: 'adma' is 'adam', not 'adamax'.
+    close.sort(key=lambda other: sorted(other) != sorted(name.lower()))
     return (f"Did you mean '{lowered[close[0]]}'?",) if close else ()
 
 

@@ -31,6 +31,10 @@ class Role(StrEnum):
     IS_TENSOR = "question whether a hyperparameter was given as a tensor"
 
 
+# What outlives a step.
+STORED = (Role.PARAM, Role.STATE)
+
+
 def _nowhere() -> Span:
     return field(default=NOWHERE, compare=False)
 
@@ -256,8 +260,6 @@ def type_of(expr: Expr) -> Type:
             return Type.BOOL
         case Const(value=str()):
             return Type.TEXT
-        case Const(value=None):
-            return Type.NUMBER
         case Const():
             return Type.NUMBER
         case Ref():

@@ -290,7 +290,6 @@ TABLE: tuple[Op, ...] = (
 # fmt: on
 
 
-# What a spec can ask of a parameter, `param.ndim`; `shape` takes an index.
 @dataclass(frozen=True, slots=True)
 class Property:
     """`python` reads it from a tensor called `param`; `{index}` stands for the index."""
@@ -300,6 +299,7 @@ class Property:
     numpy: Numpy
 
 
+# What a spec can ask of a parameter, `param.ndim`; `shape` takes an index.
 PROPERTIES: dict[str, Property] = {
     "ndim": Property(N, "param.ndim", np.ndim),
     "numel": Property(N, "param.numel()", np.size),

@@ -15,7 +15,7 @@ from jinja2.meta import find_undeclared_variables
 
 from optdsl import build, emit, resources
 from optdsl.resolve.schedule import ScheduleResolver
-from optdsl.resolve.scope import GENERATED, MEANINGS, PYTHON
+from optdsl.resolve.scope import GENERATED, IMPORTED, MEANINGS, PYTHON
 from optdsl.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ PACKAGE = ROOT / "optdsl"
 
 # From the bottom to the top: a module imports from lines above its own, or from its own package.
 LAYERS = (
-    ("source", "resources"),
+    ("source", "resources", "runtime"),
     ("diagnostics",),
     ("syntax", "ops"),
     ("ir", "unparse"),
@@ -238,3 +238,21 @@ def test_names_that_generated_schedules_use_are_refused_in_specs(path: Path) -> 
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     free = {name for f in functions for name in free_names(f)}
     assert free <= GENERATED | PYTHON | set(MEANINGS) | ScheduleResolver.TAKEN
+
+
+def imported_classes(path: Path) -> set[str]:
+    """The names in capitals that a module takes from Python, torch and the runtime's modules."""
+    found = [
+        n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)
+    ]
+    shared = [n for n in found if n.level == 0 or (n.module or "").startswith("_")]
+    return {a.name for n in shared for a in n.names if not a.name.islower()}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted((ROOT / "generated").rglob("[a-z]*.py")) if p.parent.name != "_triton"],
+    ids=lambda p: p.relative_to(ROOT / "generated").as_posix(),
+)
+def test_no_definition_has_the_name_of_a_class_that_its_module_imports(path: Path) -> None:
+    assert {name.lower() for name in imported_classes(path)} <= IMPORTED

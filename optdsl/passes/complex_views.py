@@ -54,7 +54,7 @@ def first_real_statement(spec: Spec) -> int | None:
         return None
     if spec.complex is not None and "decay" not in spec.complex:
         return 0
-    if all(_is_linear(e) for s in statements(body) for e in expressions(s) if not is_scalar(e)):
+    if all(is_linear(e) for s in statements(body) for e in expressions(s) if not is_scalar(e)):
         return None
     return next(i for i, stmt in enumerate(body) if not _stays_complex(stmt))
 
@@ -67,24 +67,24 @@ def _stays_complex(stmt: Stmt) -> bool:
         case Let(value=value):
             return is_scalar(value)
         case Assign(target=target, value=value):
-            linear = target.role in (Role.PARAM, Role.GRAD) and _is_linear(value)
+            linear = target.role in (Role.PARAM, Role.GRAD) and is_linear(value)
             return linear or (is_scalar(value) and is_scalar(target))
         case _:
             return False
 
 
-def _is_linear(expr: Expr) -> bool:
+def is_linear(expr: Expr) -> bool:
     """Whether complex numbers and their parts give the same. A number added to a tensor would reach
     the real part alone, a product of two tensors mixes the parts."""
     match expr:
         case Apply(op="add" | "sub", args=args):
-            return all(not is_scalar(a) and _is_linear(a) for a in args)
+            return all(not is_scalar(a) and is_linear(a) for a in args)
         case Apply(op="div", args=(left, right)):
-            return is_scalar(right) and _is_linear(left)
+            return is_scalar(right) and is_linear(left)
         case Apply(op="mul", args=(left, right)):
             tensors = [a for a in (left, right) if not is_scalar(a)]
-            return len(tensors) == 1 and _is_linear(tensors[0])
+            return len(tensors) == 1 and is_linear(tensors[0])
         case Apply(op=op, args=args):
-            return OPS[op].linear and all(is_scalar(a) or _is_linear(a) for a in args)
+            return OPS[op].linear and all(is_scalar(a) or is_linear(a) for a in args)
         case _:
             return True

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from optdsl.ir import Apply, Assign, Expr, If, Let, Ref, Repeat, Role, Stmt, expressions, refs
+from optdsl.ir import (
+    STORED,
+    Apply,
+    Assign,
+    Expr,
+    If,
+    Let,
+    Ref,
+    Repeat,
+    Stmt,
+    expressions,
+    refs,
+)
 from optdsl.ops import Kind
-
-STORED = (Role.PARAM, Role.STATE)
 
 
 @dataclass

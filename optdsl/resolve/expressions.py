@@ -28,15 +28,15 @@ class ExpressionResolver:
         self.log = log
         self.scope = Scope()
         self.hypers: list[Hyper] = []
-        # At this place: whether it is a slot's first value, names that may have been assigned,
-        # slots that may be unset, conditions known to hold, and those under which slots exist.
-        self.in_state = False
-        self.assigned: frozenset[str] = frozenset()
-        self.unset: frozenset[str] = frozenset()
         # Hyperparameters, and parts of tuples, that may be None.
         self.optional: frozenset[str] = frozenset()
-        # Whether it is a `require`, which may ask how its hyperparameters were given.
+        # At this place: whether it is a slot's first value, or a `require`, which may ask how its
+        # hyperparameters were given; names that may have been assigned, names that may be unset,
+        # conditions known to hold, and those under which slots exist.
+        self.in_state = False
         self.in_require = False
+        self.assigned: frozenset[str] = frozenset()
+        self.unset: frozenset[str] = frozenset()
         self.guards: frozenset[ir.Expr] = frozenset()
         self.whens: dict[str, ir.Expr] = {}
 
@@ -397,11 +397,12 @@ class ExpressionResolver:
             hints = ("Choose per element with where(mask, a, b).",) if op == "select" else ()
             message = f"'{spoken(op)}' works on numbers, not on tensors."
         elif rule in INITIAL and not self.in_state:
-            hints = (f"Declare a slot: state name = {op}(...)",)
-            message = f"'{op}' makes a slot's first value only."
+            hints = (f"Declare a slot: state name = {spoken(op)}(...)",)
+            message = f"'{spoken(op)}' makes a slot's first value only."
         elif rule in INITIAL and not self._makes_slot(args):
-            hints = (f"Write: {op}(param{', value' if len(args) > 1 else ''})",)
-            message = f"'{op}' makes a slot's first value from 'param'."
+            more = ", dim=-1" if rule is Rule.INITIAL_ALONG else ", value" if args[1:] else ""
+            hints = (f"Write: {spoken(op)}(param{more})",)
+            message = f"'{spoken(op)}' makes a slot's first value from 'param'."
         elif rule is Rule.HOST and widest != Kind.REDUCED:
             hints = ("Write: host(norm(tensor))",)
             message = "'host' reads one number per parameter: a reduction's."

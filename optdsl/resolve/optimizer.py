@@ -67,6 +67,7 @@ class OptimizerResolver(StatementResolver):
         )  # fmt: skip
         self._check_integers(spec)
         if not self.log.failed:
+            self._check_set(states)
             self._check_use(spec, update)
         return spec
 
@@ -214,7 +215,7 @@ class OptimizerResolver(StatementResolver):
             return when
         self.log.error(
             Code.WRONG_KIND, "Whether a slot exists cannot depend on the step.", node.span,
-            hints=("'when' reads options, hyperparameters, param.ndim and param.numel.",),
+            hints=("'when' reads options, hyperparameters and properties of 'param'.",),
         )  # fmt: skip
         return None
 
@@ -242,6 +243,16 @@ class OptimizerResolver(StatementResolver):
             hints=("Begin with a number, zeros_like(param), full_like(param, number) or unset.",),
         )  # fmt: skip
         return None
+
+    def _check_set(self, states: tuple[State, ...]) -> None:
+        """Refuse a slot that an update may leave unset: the next one could not tell."""
+        for slot in states:
+            if slot.name in self.unset:
+                self.log.error(
+                    Code.UNSUPPORTED, f"An update may leave the slot '{slot.name}' unset.",
+                    slot.span,
+                    hints=("Assign it in both branches of every 'if', or give it a first value.",),
+                )  # fmt: skip
 
     def _check_integers(self, spec: Spec) -> None:
         """A slot of type int is a whole number for ever."""

@@ -9,6 +9,7 @@ from optdsl import syntax
 from optdsl.diagnostics import Code, Log
 from optdsl.ir import FLAGS, Ref, Role
 from optdsl.resolve.words import article
+from optdsl.runtime import RUNTIME, STANDARD, TORCH
 from optdsl.source import Span
 
 PYTHON = frozenset({*keyword.kwlist, "case", "match", "true", "false"})
@@ -23,15 +24,14 @@ MEANINGS = {
 GENERATED = frozenset(
     {"self", "params", "grads", "group", "rows", "row", "torch", "math", "optimizer", "closure"}
     | {"defaults", "lr_scheduler", "base_lr", "metric", "last_epoch"}
-    | {"number", "map", "zip", "max", "min", "abs", "float", "super", "ValueError"}
-    | {"as_real", "as_real_list", "dot", "full_like", "max_abs", "scale_", "set_lr"}
-    | {"as_complex", "as_complex_list", "zeros_along", "range", "_numbers"}
+    | {"map", "zip", "max", "min", "abs", "float", "range", "super", "ValueError", "set_lr"}
+    | {name for name in RUNTIME if name.islower()}
 )
 # Names of classes and modules that a generated module imports.
 IMPORTED = frozenset(
-    {"any", "classvar", "group", "lrscheduler", "optimizer", "paramst", "rate", "rows", "slot"}
-    | {"tensor", "torch", "lr_scheduler", "__init__", "importlib", "getattr", "globals"}
-    | {"type_checking"}
+    {name.lower() for name in (*STANDARD, *TORCH, *RUNTIME) if not name.islower()}
+    | {"lrscheduler", "chainscheduler", "closedscheduler", "metricscheduler", "rate", "literal"}
+    | {"torch", "lr_scheduler", "__init__", "importlib", "getattr", "globals", "type_checking"}
 )
 
 

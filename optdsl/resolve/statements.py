@@ -148,7 +148,7 @@ class StatementResolver(MemberResolver):
     def _widen(self, target: ir.Ref, kind: Kind, node: syntax.AssignStmt) -> bool:
         """Let an assignment widen a local name's kind; a slot's is declared."""
         tensor = target.kind >= Kind.ELEMENTWISE and kind >= Kind.ELEMENTWISE
-        if kind <= target.kind or (tensor and target.role in (Role.STATE, Role.PARAM)):
+        if kind <= target.kind or (tensor and target.role in ir.STORED):
             return True
         if target.role is not Role.STATE:
             declared = self.scope.spans.get(target.name)
@@ -175,15 +175,22 @@ class StatementResolver(MemberResolver):
         self.guards = guards | _known(condition, True)
         assigned = self.assigned
         then = self.block(node.then)
-        after_then, assigned_then = self.unset, self.assigned
+        after_then, assigned_then = self.unset - self._absent(), self.assigned
         self.unset = unset - known_set(condition, False)
         self.guards = guards | _known(condition, False)
         self.assigned = assigned
         orelse = self.block(node.orelse)
         self.assigned |= assigned_then
-        self.guards, self.unset, self.whens = guards, after_then | self.unset, whens
+        after_else = self.unset - self._absent()
+        self.guards, self.unset, self.whens = guards, after_then | after_else, whens
         if condition is not None:
             yield ir.If(condition, then, orelse, node.span)
+
+    def _absent(self) -> frozenset[str]:
+        """The slots that do not exist here."""
+        return frozenset(
+            name for name, when in self.whens.items() if _known(when, False) <= self.guards
+        )
 
     def _repeat(self, node: syntax.RepeatStmt) -> Iterator[ir.Stmt]:
         """The body may not run at all, so nothing that it sets is set behind it."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from optdsl import syntax
 from optdsl.ir import Base, ValueType
-from optdsl.ops import OPS, Call, Infix, Prefix, Type
+from optdsl.ops import OPS, Along, Call, Infix, Prefix, Type
 from optdsl.source import Span
 from optdsl.unparse import unparse_expr
 
@@ -57,7 +57,7 @@ def words(types: Iterable[type[syntax.Member]]) -> str:
 def spoken(op: str) -> str:
     """An operator as specs write it."""
     match OPS[op].source:
-        case Infix(symbol=text) | Prefix(symbol=text) | Call(name=text):
+        case Infix(symbol=text) | Prefix(symbol=text) | Call(name=text) | Along(name=text):
             return text.strip()
         case _:
             return {"select": "x if c else y"}.get(op, op)

@@ -5,19 +5,10 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 
+from optdsl.runtime import RUNTIME, STANDARD, TORCH
 from optdsl.targets.layout import laid_out
 
 FUTURE = "from __future__ import annotations\n"
-# Where names of emitted code come from; an empty module stands for `import name`.
-STANDARD = {"math": "", "Any": "typing", "ClassVar": "typing", "Callable": "collections.abc"}
-TORCH = {"torch": "", "Tensor": "torch", "ParamsT": "torch.optim.optimizer"}
-RUNTIME = {
-    "_numbers": ".",
-    "scale_": "._foreach",
-    **dict.fromkeys(("Group", "Optimizer", "Routine", "Row", "Rows", "Slot"), "._optimizer"),
-    **dict.fromkeys(("as_complex", "as_complex_list", "as_real", "as_real_list"), "._optimizer"),
-    **dict.fromkeys(("dot", "full_like", "max_abs", "number", "zeros_along"), "._optimizer"),
-}
 
 
 def with_imports(text: str, package: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What the eager and the foreach target share: statements in order, each under its spec's line."""
+"""What the targets of torch code share: statements in order, each under its spec's line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TypeGuard, assert_never
 from optdsl import printing
 from optdsl.diagnostics import unsupported
 from optdsl.ir import (
+    STORED,
     Apply,
     Assign,
     Const,
@@ -32,7 +33,7 @@ from optdsl.ir import (
     statements,
 )
 from optdsl.ops import SYMBOLS, Kind, Type
-from optdsl.passes.complex_views import first_real_statement
+from optdsl.passes.complex_views import first_real_statement, is_linear
 from optdsl.passes.liveness import needed_copies, shown
 from optdsl.targets.layout import comment, indented
 
@@ -79,6 +80,8 @@ class Writer(ABC):
     def body(self) -> Lines:
         """The whole update after the scalar slots were advanced."""
         split = first_real_statement(self.spec)
+        if split is not None and self.stays_complex("param"):
+            self.check_complex_step(self.spec.body[split:])
         lines: list[str] = []
         for index, stmt in enumerate(self.spec.body):
             if index == split:
@@ -88,6 +91,27 @@ class Writer(ABC):
             lines += self.statement(stmt, self.indent)
         return tuple(lines)
 
+    def check_complex_step(self, body: tuple[Stmt, ...]) -> None:
+        """Behind the real views the parameter alone is complex: one linear step may read and change
+        it, and ends the work on tensors."""
+        stepped = False
+        for stmt in body:
+            names = {r.name for r in reads((stmt,)) if is_tensor(r)}
+            names |= {s.target.name for s in statements((stmt,)) if isinstance(s, Assign)}
+            is_step = isinstance(stmt, Assign) and self.is_complex_step(stmt)
+            if (stepped and names) or ("param" in names and not is_step):
+                wrong = stmt.span
+            elif isinstance(stmt, Assign) and is_step and not is_linear(stmt.value):
+                wrong = stmt.value.span
+            else:
+                stepped |= is_step
+                continue
+            raise unsupported(
+                "With 'complex descend' this would mix complex numbers with their parts.",
+                wrong,
+                "The parameter is read and changed by the last statement only, which is linear.",
+            )
+
     def is_complex_step(self, stmt: Stmt) -> bool:
         """Whether a statement behind the real ones is complex arithmetic again."""
         return (
@@ -95,6 +119,11 @@ class Writer(ABC):
             and stmt.target.role is Role.PARAM
             and self.stays_complex("param")
         )
+
+    def step_reads(self, stmt: Stmt) -> Lines:
+        """The names of tensors that a complex step reads beside the parameter."""
+        names = (r.name for r in reads((stmt,)) if is_tensor(r) and r.name != "param")
+        return tuple(dict.fromkeys(names))
 
     def stays_complex(self, name: str) -> bool:
         """Whether a tensor is not seen as a real one."""
@@ -197,10 +226,10 @@ class Writer(ABC):
     def assignment(self, stmt: Let | Assign, indent: int) -> Lines:
         """A name's or a slot's new value."""
         name = stmt.name if isinstance(stmt, Let) else stmt.target.name
-        stored = isinstance(stmt, Assign) and stmt.target.role in (Role.PARAM, Role.STATE)
+        stored = isinstance(stmt, Assign) and stmt.target.role in STORED
         kind = stmt.kind if isinstance(stmt, Let) else stmt.target.kind
         if kind <= Kind.SCALAR:
-            return self.scalar_assignment(name, stmt.value, indent)
+            return self.scalar_assignment(name, kind, stmt.value, indent)
         if stored:
             return self.store(name, stmt.value, indent)
         lines, fresh = self.bind(name, stmt.value, id(stmt) in self.copies, indent)
@@ -230,8 +259,8 @@ class Writer(ABC):
         """A scalar slot's change by a value of each row's own."""
 
     @abstractmethod
-    def scalar_assignment(self, name: str, value: Expr, indent: int) -> Lines:
-        """A local number."""
+    def scalar_assignment(self, name: str, kind: Kind, value: Expr, indent: int) -> Lines:
+        """A local number; `kind` is the widest of all that the name holds."""
 
     @abstractmethod
     def store(self, name: str, value: Expr, indent: int) -> Lines:
@@ -264,6 +293,7 @@ def _up_front(body: tuple[Stmt, ...]) -> frozenset[int]:
             _changes_number(stmt)
             and stmt.operator
             and kind_of(stmt.value) <= Kind.HYPER
+            and not any(r.role is Role.LOCAL for r in refs(stmt.value))
             and stmt.target.name not in seen
         ):
             found.add(id(stmt))

@@ -406,9 +406,9 @@ class _Launch:
             absent,  # the gradients, written by each step
             *(slots.get(name, absent) for name in (*kernels.SLOTS, *kernels.SCALAR_SLOTS)),
         ]
-        self.tensors = torch.tensor(columns, dtype=torch.int64).to(device)
-        indices = torch.arange(len(members), dtype=torch.int32)
-        self.chunks = indices.repeat_interleave(torch.tensor(chunks)).to(device)
+        self.tensors = torch.tensor(columns, dtype=torch.int64, device=device)
+        indices = torch.arange(len(members), dtype=torch.int32, device="cpu")
+        self.chunks = indices.repeat_interleave(torch.tensor(chunks, device="cpu")).to(device)
         shape = (scalars.count, kernels.COLUMNS)
         self.table = torch.empty(shape, dtype=torch.float64, device=device)
         self.constants = _constants(kernels, members[0])
@@ -521,7 +521,7 @@ def _warps() -> int:
 def _upload(values: Sequence[Any], into: Tensor) -> None:
     """Numbers to the device, without waiting for it. The allocator of pinned memory knows when the
     copy is done."""
-    host = torch.tensor(values, dtype=into.dtype, pin_memory=into.is_cuda)
+    host = torch.tensor(values, dtype=into.dtype, device="cpu", pin_memory=into.is_cuda)
     into.copy_(host, non_blocking=True)
     if _is_capturing(into.device):
         _captured.append(host)

@@ -168,10 +168,12 @@ class _Vector:
     advances all. The state holds views of them, each a tensor of its own."""
 
     def __init__(self, values: list[Any], dtype: torch.dtype, device: torch.device) -> None:
-        self.data = torch.empty(len(values), dtype=dtype, device=device)
-        for index, value in enumerate(values):
-            self.data[index] = value
-        self.views = [self._place(v, w) for v, w in zip(values, self.data, strict=True)]
+        # A tensor made in inference mode could not be written outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self.data = torch.empty(len(values), dtype=dtype, device=device)
+            for index, value in enumerate(values):
+                self.data[index] = value
+            self.views = [self._place(v, w) for v, w in zip(values, self.data, strict=True)]
         self.addresses = [view.data_ptr() for view in self.views]
 
     @staticmethod
@@ -283,7 +285,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         if isinstance(param_group, dict):
             merged = {**self.defaults, **param_group}
-            self._check_flags(merged)
+            # Parameters, too, may be one tensor; what else a group holds is its owner's.
+            self._check_flags({name: merged[name] for name in self.defaults})
             self.check(merged)
         super().add_param_group(param_group)
         if self._constructing:
@@ -453,6 +456,9 @@ class Optimizer(torch.optim.Optimizer):
         value, *values = self._functional(group, tuple(wide))
         param.copy_(_stored(value, param))
         for slot, old, new in zip(self.slots, slots, values, strict=True):
+            if slot.integer and not (torch.compiler.is_compiling() or _on_device(group)):
+                state[slot.name] = int(new)
+                continue
             if new is None or new is old:
                 continue
             if recorded or old is None:
@@ -576,7 +582,7 @@ class Optimizer(torch.optim.Optimizer):
         integers = [slot.name for slot in self.slots if slot.integer]
         for name in integers:
             values = [self.state[p][name] for p in params]
-            rows.vectors[name] = torch.tensor(values, dtype=torch.int64)
+            rows.vectors[name] = torch.tensor(values, dtype=torch.int64, device="cpu")
         for slot in self.slots:
             if not slot.scalar or slot.integer:
                 continue
@@ -784,4 +790,6 @@ def _scalar(value: Any, group: Group, param: Tensor, copy: bool = False) -> Tens
     device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
     if group["fused"]:
         dtype = torch.float32
-    return torch.as_tensor(value).to(device=device, dtype=dtype, copy=copy)
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype, copy=copy)
+    return torch.tensor(value, dtype=dtype, device=device)

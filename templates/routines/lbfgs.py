@@ -52,13 +52,14 @@ def step(optimizer: torch.optim.Optimizer, closure: Closure) -> Any:
     state = optimizer.state[params[0]]
     state.setdefault("func_evals", 0)
     state.setdefault("n_iter", 0)
-    last_evaluation = state["func_evals"] + group["max_eval"]
+    last_evaluation = state["func_evals"] + math.ceil(group["max_eval"])
     objective = Objective(params, closure, bool(group.get("maximize")), state)
     result, loss, gradient = objective.evaluate()
     if _is_final(gradient, tolerance_grad):
         return result
 
-    for remaining in reversed(range(group["max_iter"])):
+    _follow(state, gradient)
+    for remaining in reversed(range(math.ceil(group["max_iter"]))):
         memory = _remember(state, gradient, group["history_size"])
         direction = _direction(state, memory, gradient, group["history_size"])
         length = _first_length(state, gradient, group["lr"])
@@ -188,6 +189,19 @@ class Memory:
 
 def _is_fresh(state: dict[str, Any]) -> bool:
     return state.get("d") is None
+
+
+def _follow(state: dict[str, Any], gradient: Tensor) -> None:
+    """Take the state along where the parameters have changed their dtype or device since."""
+
+    def like(value: Any) -> Any:
+        if isinstance(value, list):
+            return [like(each) for each in value]
+        return value.to(gradient) if isinstance(value, Tensor) else value
+
+    last = state.get("d")
+    if last is not None and (last.dtype, last.device) != (gradient.dtype, gradient.device):
+        state.update((name, like(value)) for name, value in state.items())
 
 
 def _remember(state: dict[str, Any], gradient: Tensor, size: int) -> Memory:

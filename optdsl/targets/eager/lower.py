@@ -16,7 +16,6 @@ from optdsl.ir import (
     Stmt,
     is_scalar,
     kind_of,
-    reads,
     type_of,
 )
 from optdsl.ops import OPS, SYMBOLS, Call, Infix, KeepDim, Kind, Method, Type
@@ -82,8 +81,8 @@ class Eager(Writer):
         return ("if rows.is_complex:", *indented(lines))
 
     def complex_views(self, stmt: Stmt) -> Lines:
-        names = dict.fromkeys(r.name for r in reads((stmt,)) if is_tensor(r) and r.name != "param")
-        return ("if rows.is_complex:", *indented(f"{n} = as_complex({n})" for n in names))
+        lines = tuple(f"{name} = as_complex({name})" for name in self.step_reads(stmt))
+        return ("if rows.is_complex:", *indented(lines)) if lines else ()
 
     def one(self, expr: Expr) -> str:
         return self.value(expr)
@@ -97,7 +96,7 @@ class Eager(Writer):
             return (f"{name} {SYMBOLS[stmt.operator]}= {value}",)
         return bracketed(f"{name}.fill_(", [value], ")", indent)
 
-    def scalar_assignment(self, name: str, value: Expr, indent: int) -> Lines:
+    def scalar_assignment(self, name: str, kind: Kind, value: Expr, indent: int) -> Lines:
         return broken_assignment(name, self.scalar(value), indent)
 
     def store(self, name: str, value: Expr, indent: int) -> Lines:

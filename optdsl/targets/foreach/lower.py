@@ -33,7 +33,7 @@ from optdsl.ir import (
     statements,
     type_of,
 )
-from optdsl.ops import OPS, SYMBOLS, Kind, Type
+from optdsl.ops import OPS, PROPERTIES, SYMBOLS, Kind, Type
 from optdsl.passes.liveness import shown
 from optdsl.targets.eager.lower import Eager
 from optdsl.targets.foreach.view import View
@@ -100,9 +100,9 @@ class Foreach(Writer):
         return ("if rows.is_complex:", *indented([f"{n} = as_real_list({n})" for n in names]))
 
     def complex_views(self, stmt: Stmt) -> Lines:
-        names = dict.fromkeys(r.name for r in reads((stmt,)) if is_tensor(r) and r.name != "param")
-        lists = [self.many(n) for n in names]
-        return ("if rows.is_complex:", *indented(f"{n} = as_complex_list({n})" for n in lists))
+        lists = [self.many(n) for n in self.step_reads(stmt)]
+        lines = tuple(f"{name} = as_complex_list({name})" for name in lists)
+        return ("if rows.is_complex:", *indented(lines)) if lines else ()
 
     def one(self, expr: Expr) -> str:
         return self.eager.value(expr)
@@ -156,10 +156,14 @@ class Foreach(Writer):
             isinstance(s, Repeat) for s in body
         )
 
-    def scalar_assignment(self, name: str, value: Expr, indent: int) -> Lines:
-        if kind_of(value) <= Kind.HYPER:
+    def scalar_assignment(self, name: str, kind: Kind, value: Expr, indent: int) -> Lines:
+        if kind <= Kind.HYPER:
             return broken_assignment(name, self.scalar(value), indent)
-        return broken_call(f"{self.many(name)} = {self.number(value)}", indent)
+        number = self.number(value)
+        if kind_of(value) <= Kind.HYPER:
+            # Elsewhere the name holds a number for each parameter.
+            number = f"[{number}] * len(params)"
+        return broken_call(f"{self.many(name)} = {number}", indent)
 
     def store(self, name: str, value: Expr, indent: int) -> Lines:
         steps = self.in_place(name, value)
@@ -325,10 +329,15 @@ def _agreement(spec: Spec) -> str | None:
     if any(r.kind > Kind.SCALAR for r in decided):
         return None
     slots = sorted({r.name for r in decided if r.role is Role.STATE})
-    asked = {r.name: printing.python_leaf(r) for r in decided if r.role is Role.PROPERTY}
+    # A branch may ask first whether there is such a dimension: of its size, all have the shape.
+    properties = sorted(r.name.partition("[")[0] for r in decided if r.role is Role.PROPERTY)
     items = [f'float(state["{name}"])' for name in slots]
-    items += [asked[name] for name in sorted(asked)]
+    items += [_property(name) for name in dict.fromkeys(properties)]
     return ", ".join(items) + ("," if len(items) == 1 else "") if items else ""
+
+
+def _property(name: str) -> str:
+    return PROPERTIES[name.removeprefix("param.")].python.removesuffix("[{index}]")
 
 
 def _deciding(expr: Expr) -> Iterator[Ref]:

@@ -25,7 +25,6 @@ from optdsl.ir import (
     is_scalar,
     kind_of,
     map_expr,
-    reads,
     refs,
     statements,
     type_of,
@@ -104,8 +103,8 @@ class Functional(Writer):
         return ("if param.is_complex():", *indented(views(names, "as_real")))
 
     def complex_views(self, stmt: Stmt) -> Lines:
-        names = dict.fromkeys(r.name for r in reads((stmt,)) if is_tensor(r) and r.name != "param")
-        return ("if param.is_complex():", *indented(views(names, "as_complex")))
+        lines = tuple(views(self.step_reads(stmt), "as_complex"))
+        return ("if param.is_complex():", *indented(lines)) if lines else ()
 
     def change(self, stmt: Assign, indent: int) -> Lines:
         target, value = stmt.target, stmt.value
@@ -120,7 +119,7 @@ class Functional(Writer):
             value_text = printing.show(new, printing.host)
         return assigned(target.name, value_text, indent)
 
-    def scalar_assignment(self, name: str, value: Expr, indent: int) -> Lines:
+    def scalar_assignment(self, name: str, kind: Kind, value: Expr, indent: int) -> Lines:
         return assigned(name, self.text(value), indent)
 
     def store(self, name: str, value: Expr, indent: int) -> Lines:
@@ -132,6 +131,8 @@ class Functional(Writer):
             # A slot shares its storage with nothing.
             copies = name != "param" and shown(value) is not None
             text = self.text(value) + (".clone()" if copies else "")
+            if any(isinstance(e, Apply) and e.op == "cast" for e in walk(value)):
+                text = f"({text}).to(param.dtype)"
         return assigned(name, text, indent)
 
     def bind(self, name: str, value: Expr, copy: bool, indent: int) -> tuple[Lines, bool]:
@@ -161,7 +162,9 @@ class Functional(Writer):
                     return named(f"{name}.double()", node)
                 case Apply(op="and" | "or" | "not") if not (masks and self.is_mask(node)):
                     return node
-                case Apply(op="where" | "select", args=(mask, *_)) if not self.is_mask(mask):
+                case Apply(op="where" | "select", args=(mask, *_)) if (
+                    is_scalar(node) and not self.is_mask(mask)
+                ):
                     return node
                 case Apply(op=op, args=args) if op in ALIKE:
                     return replace(node, args=tuple(map(as_number, args)))
@@ -198,7 +201,7 @@ class Functional(Writer):
             case Apply(op="full_like" | "addmm" as op):
                 return f"_numbers.{op}({', '.join(texts)})"
             case Apply(op="cast", args=(tensor, Const(value=dtype))):
-                return f"{receiver(tensor)}.to(torch.{dtype})"
+                return f"{receiver(tensor)}.to(torch.{dtype}, copy=True)"
             case Apply(op="host", args=(tensor,)):
                 return f"{receiver(tensor)}.double()"
             case Apply(op=op, args=(operand,)) if is_scalar(operand):

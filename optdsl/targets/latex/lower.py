@@ -57,7 +57,7 @@ def lower(spec: Spec) -> View:
         doc=spec.doc or f"The optimizer {spec.name}.",
         citations=spec.cites,
         hypers=tuple(_hyper(spec, h, symbols) for h in spec.hypers if h.name not in fixed),
-        conditions=tuple(_source(r.condition) for r in shared),
+        conditions=tuple(printing.show_source(r.condition) for r in shared),
         states=tuple(_state(s, symbols) for s in specialise(spec, fixed).states),
         equations=equations(spec),
     )
@@ -219,10 +219,6 @@ def _latex(op: Op) -> Spelling | None:
     return op.latex
 
 
-def _source(expr: Expr) -> str:
-    return printing.show(expr, printing.source)
-
-
 def _names(spec: Spec) -> tuple[str, ...]:
     """All names of a spec, those that papers have a letter for first."""
     names = ["param", "grad"]
@@ -244,13 +240,13 @@ def _hyper(spec: Spec, hyper: Hyper, symbols: Symbols) -> str:
     signs = ", ".join(f"${symbols[n]}$" for n in hyper.components or (hyper.name,))
     default = f"`{hyper.literal}`" if hyper.literal is not None else "required"
     own = [r for r in spec.requires if _owners(spec, r) == (hyper,)]
-    conditions = ", ".join(f"`{_source(r.condition)}`" for r in own)
+    conditions = ", ".join(f"`{printing.show_source(r.condition)}`" for r in own)
     return _row(f"`{hyper.name}`", signs, default, conditions)
 
 
 def _state(state: State, symbols: Symbols) -> str:
-    initial = "`unset`" if state.initial is None else f"`{_source(state.initial)}`"
-    when = "always" if state.when is None else f"when `{_source(state.when)}`"
+    initial = "`unset`" if state.initial is None else f"`{printing.show_source(state.initial)}`"
+    when = "always" if state.when is None else f"when `{printing.show_source(state.when)}`"
     return _row(f"`{state.name}`", f"${symbols[state.name]}$", initial, when)
 
 

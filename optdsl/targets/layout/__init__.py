@@ -16,7 +16,6 @@ __all__ = [
     "bracketed",
     "broken_assignment",
     "broken_call",
-    "broken_list",
     "comment",
     "indented",
     "laid_out",
@@ -56,11 +55,6 @@ def laid_out(text: str, indent: int, spread: int | None = None) -> tuple[str, ..
 def bracketed(head: str, items: Sequence[str], tail: str, indent: int) -> tuple[str, ...]:
     """`head` + items + `tail` on one line where it fits, else an item per line."""
     return laid_out(f"{head}{', '.join(items)}{tail}", indent, len(head) - 1)
-
-
-def broken_list(line: str, indent: int) -> tuple[str, ...]:
-    """A line with a list comprehension."""
-    return laid_out(line, indent)
 
 
 def broken_call(line: str, indent: int) -> tuple[str, ...]:

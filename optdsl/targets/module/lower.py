@@ -28,20 +28,18 @@ from optdsl.targets.module.view import View
 from optdsl.targets.signature import TYPES, is_dependent
 from optdsl.targets.torch_code import Lines
 
-FLAG_TYPES = {
-    "foreach": ("bool | None", "None"),
-    "maximize": ("bool", "False"),
-    "capturable": ("bool", "False"),
-    "differentiable": ("bool", "False"),
-    "fused": ("bool | None", "None"),
-}
-FLAG_DOCS = {
-    "foreach": "update lists of tensors at once; by default where torch does",
-    "maximize": "ascend instead of descend",
-    "capturable": "keep every number on the device, so that a CUDA graph can hold the step",
-    "differentiable": "record the step, so that gradients flow through it",
-    "fused": "update all tensors in one kernel",
-}
+# Type, default and meaning.
+FLAG_ROWS = {
+    "foreach": (
+        "bool | None", "None", "update lists of tensors at once; by default where torch does",
+    ),
+    "maximize": ("bool", "False", "ascend instead of descend"),
+    "capturable": (
+        "bool", "False", "keep every number on the device, so that a CUDA graph can hold the step",
+    ),
+    "differentiable": ("bool", "False", "record the step, so that gradients flow through it"),
+    "fused": ("bool | None", "None", "update all tensors in one kernel"),
+}  # fmt: skip
 
 
 def lower(spec: Spec) -> View:
@@ -73,7 +71,7 @@ def _parameter(spec: Spec, name: str) -> str:
     if name == "*":
         return "*"
     if name in FLAGS:
-        annotation, default = FLAG_TYPES[name]
+        annotation, default, _ = FLAG_ROWS[name]
         return f"{name}: {annotation} = {default}"
     hyper = _hyper(spec, name)
     value = signature.default(hyper)
@@ -306,8 +304,8 @@ def _layouts(spec: Spec) -> str:
 
 def _describe(spec: Spec, name: str) -> Lines:
     if name in FLAGS:
-        annotation, default = FLAG_TYPES[name]
-        return _argument(name, annotation, f"{FLAG_DOCS[name]}. Default: {default}")
+        annotation, default, meaning = FLAG_ROWS[name]
+        return _argument(name, annotation, f"{meaning}. Default: {default}")
     hyper = _hyper(spec, name)
     conditions = [
         printing.show_source(r.condition) for r in spec.requires if _subject(spec, r) == name

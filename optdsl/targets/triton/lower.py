@@ -13,6 +13,7 @@ import numpy as np
 
 from optdsl import passes, printing
 from optdsl.ir import (
+    STORED,
     Apply,
     Assign,
     Base,
@@ -283,7 +284,7 @@ class _Lowering:
         written = {
             s.target.name
             for s in statements(self.spec.body)
-            if isinstance(s, Assign) and s.target.role in (Role.PARAM, Role.STATE)
+            if isinstance(s, Assign) and s.target.role in STORED
         }
         used = {r.name for r in self.body_refs()} | written | {"grad"}
         found = [("param", ""), ("grad", "")]
