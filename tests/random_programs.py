@@ -22,18 +22,20 @@ CLAUSES
     state step       = 0
     state s          = 0
     state p          = c
-    state n: int     = 0
+    state COUNT    = 0
     state a          = zeros_like(param)
     state b          = full_like(param, c)
-UNSET    state w          = zeros_like(param) when param.ndim > 1
+UNSET
+    state w          = zeros_like(param) when param.ndim > 1
     state row_slot   = zeros_like(param, dim=-1) when param.ndim > 1
     state col_slot   = zeros_like(param, dim=-2) when param.ndim > 1
     output state out = zeros_like(param)
     update {
 """
+# fmt: off
 LITERALS = ("0.5", "2", "0.137", "1", "0", "-0.25")
-# Patterns: T is a tensor like the parameter, N a number, R a number of its elements, and in matrices
-# (of m rows and n columns) V a row or a column. Nothing grows without bound.
+# Patterns: T is a tensor like the parameter, N a number, R a number of its elements, B a condition;
+# where the parameter is a matrix M is one, V rows, Q a square. Nothing grows without bound.
 TENSORS = (
     "T + N * T", "T - N * T", "T + N * T * T / (T * T + 1)", "T - T * T / (1 + abs(T))",
     "T + N * T / (abs(T) + 1)", "T - T / (abs(T) + 2)", "lerp(T, T, N / (1 + abs(N)))",
@@ -41,32 +43,43 @@ TENSORS = (
     "N / (abs(T) + 1)", "N - T", "N * T + N * T", "T / 2 - T", "T * N", "T / (1 + abs(N))",
     "sin(T * T)", "exp(-abs(T)) * N", "abs(T) ** 0.5", "T * rsqrt(T * T + 1)", "T / (R + 1)",
     "T * R / (1 + abs(R))", "T + N * T * R / (R * R + 30)", "where(T > 0.137, T, N * T)",
-    "where(T > N or T < -1.03, T, T)", "where(N > 0.41, T, N)", "(T > 0.211) * T", "cast(T, float64)",
-    "T + cast(T, float32)", "(T + T) * N", "T + T", "0.5 * T", "T - T", "T * where(T > 0.3, 1, N)",
-    "cast(T, bfloat16) * N",
-)  # fmt: skip
+    "where(T > N or T < -1.03, T, T)", "where(N > 0.41, T, N)", "(T > 0.211) * T", "(T + T) * N",
+    "T + T", "0.5 * T", "T - T", "T * where(T > 0.3, 1, N)", "cast(T, float64)",
+    "T + cast(T, float32)", "cast(T, bfloat16) * N",
+)
 NUMBERS = (
-    "N + N", "N * N / (1 + abs(N))", "N - 0.5 * N", "N / (abs(N) + 1)", "max(N, N)", "min(N, 3)",
-    "sqrt(abs(N))", "exp(-abs(N))", "sin(N)", "-N", "0.5 * N", "N if B else N", "where(B, N, N)",
-    "0.5 ** abs(N)", "1 - c ** (step + 1)", "step % 3", "(n + step) // 2", "host(R) / (1 + host(R))",
-)  # fmt: skip
+    "N", "N + N", "N * N / (1 + abs(N))", "N - 0.5 * N", "N / (abs(N) + 1)", "max(N, N)",
+    "min(N, 3)", "sqrt(abs(N))", "exp(-abs(N))", "sin(N)", "-N", "0.5 * N", "N if B else N",
+    "where(B, N, N)", "0.5 ** abs(N)", "1 - c ** (step + 1)", "step % 3", "(n + step) // 2",
+    "host(R) / (1 + host(R))",
+)
 REDUCED = (
     "norm(T)", "mean(T)", "dot(T, T) / 40", "sum(T) / 20", "max_abs(T)", "norm(T) + mean(T)",
     "R / (1 + abs(R))", "max(R, N)", "R * N", "where(R > N, R, N)", "norm(T + N * T)",
-)  # fmt: skip
+)
 CONDITIONS = (
     "flag", "c > 0.4", "not flag", "s > 1.2", "step > 1", "step == 2", "n > 1", "p < 0.35",
     "param.ndim == 1", "param.numel > 5", "param.ndim > 1", 'mode == "one"', "unset(low)", "N > N",
     "step % 2 == 0", "(param.ndim > 0 and param.shape[-1] > 2)", "B and B", "B or B", "not B",
-)  # fmt: skip
-ROWS = ("mean(M, dim=-1)", "norm(M, dim=-1)", "V * N", "V + N * V", "sqrt(abs(V)) + 1", "sum(M, dim=-1) / 4",
-        "V / (1 + R)", "max(V, N)", "V * V / (1 + abs(V))", "where(V > 0.2, V, N)")  # fmt: skip
-SQUARES = ("transpose(M) @ M / 10", "addmm(Q, Q, Q, 0.5, N / (10 + abs(N)))", "Q @ Q / (norm(Q) + 1)", "Q + N * Q",
-           "transpose(Q)", "Q * 0.5", "Q / (norm(Q) + 1)", "transpose(Q) + Q")  # fmt: skip
-
-
-BUILT_IN = ("param", "grad", "a", "b", "w", "u", "row_slot", "col_slot", "top", "c", "d", "e", "s", "p",
-            "step", "n", "rounds", "param.ndim")  # fmt: skip
+)
+ROWS = (
+    "mean(M, dim=-1)", "norm(M, dim=-1)", "V * N", "V + N * V", "sqrt(abs(V)) + 1",
+    "sum(M, dim=-1) / 4", "V / (1 + R)", "max(V, N)", "V * V / (1 + abs(V))",
+    "where(V > 0.2, V, N)",
+)
+COLUMNS = (
+    "lerp(col_slot, norm(grad, dim=-2), c)", "0.5 * col_slot + mean(a, dim=-2)", "col_slot * N",
+    "col_slot + norm(b, dim=0) * 0.5",
+)
+SQUARES = (
+    "transpose(M) @ M / 10", "addmm(Q, Q, Q, 0.5, N / (10 + abs(N)))", "Q @ Q / (norm(Q) + 1)",
+    "Q + N * Q", "transpose(Q)", "Q * 0.5", "Q / (norm(Q) + 1)", "transpose(Q) + Q",
+)
+BUILT_IN = (
+    "param", "grad", "a", "b", "w", "u", "row_slot", "col_slot", "top",
+    "c", "d", "e", "s", "p", "step", "n", "rounds", "param.ndim",
+)
+# fmt: on
 
 
 class Program:
@@ -87,6 +100,8 @@ class Program:
         }  # fmt: skip
         self.depth = 0
         self.in_matrix = False
+        # One in three is what a kernel can compute: element by element.
+        self.plain = self.chance(3)
 
     def pick(self, options: tuple[str, ...] | list[str]) -> str:
         return self.random.choice(options)
@@ -100,6 +115,9 @@ class Program:
     # Expressions
 
     def fill(self, pattern: str, depth: int = 0) -> str:
+        if self.plain and any(mark in pattern for mark in ("R", "cast", "//", "%")):
+            simple = "N > N" if pattern in CONDITIONS else "N - 0.5 * N"
+            pattern = "T * N" if "T" in pattern else simple
         text = ""
         for place, mark in enumerate(pattern):
             around = pattern[max(0, place - 1) : place] + pattern[place + 1 : place + 2]
@@ -120,6 +138,8 @@ class Program:
                 if nest:
                     return f"({self.number(depth + 1)})"
                 return self.pick(self.names["N"]) if self.chance(2) else self.pick(LITERALS)
+            case "R" if self.plain:
+                return self.operand("N", depth)
             case "R":
                 if self.names["R"] and self.chance(2):
                     return self.pick(self.names["R"])
@@ -190,16 +210,16 @@ class Program:
         choices = [self.let, self.let, self.assign, self.assign, self.assign, self.assign]
         choices += [self.scalar, self.scalar, self.let_number, self.assign_number]
         if self.depth < 3:
-            choices += [self.branch, self.repeat]
+            choices += [self.branch] if self.plain else [self.branch, self.repeat]
         if self.in_matrix:
             choices += [self.matrix] * 5
-        elif self.depth < 3:
+        elif self.depth < 3 and not self.plain:
             choices += [self.guard]
         choices += [self.descend]
         self.random.choice(choices)()
 
     def let(self) -> None:
-        if self.chance(4):
+        if self.chance(4) and not self.plain:
             name = self.fresh("R")
             self.line(f"let {name} = {self.fill(self.pick(REDUCED))}")
             self.names["R"].append(name)
@@ -235,7 +255,7 @@ class Program:
         if local:
             operator = self.pick(["=", "+=", "-="])
             self.line(f"{self.pick(local)} {operator} {self.number()}")
-        elif self.names["R"]:
+        elif self.names["R"] and not self.plain:
             self.line(f"{self.pick(self.names['R'])} = {self.fill(self.pick(REDUCED))}")
 
     def scalar(self) -> None:
@@ -291,7 +311,8 @@ class Program:
                 self.names["V"].append(name)
             case 1:
                 name = self.fresh("H")
-                self.line(f"let {name} = {self.pick(['mean', 'norm', 'sum'])}({self.operand('M', 1)}, dim=-2)")
+                reduced = f"{self.pick(['mean', 'norm', 'sum'])}({self.operand('M', 1)}, dim=-2)"
+                self.line(f"let {name} = {reduced}")
                 self.names["H"].append(name)
             case 2:
                 name = self.fresh("Q")
@@ -303,15 +324,17 @@ class Program:
                 self.names["W"].append(name)
             case 4 if self.names["W"]:
                 name = self.pick(self.names["W"])
-                value = self.pick([name, *self.names["W"], f"transpose({self.pick(self.names['T'])})"])
-                self.line(f"{name} {self.pick(['=', '+=', '-='])} {value}{self.pick(['', ' * 0.5', ' + c', ' / (1 + abs(' + value + '))'])}")
+                turned = f"transpose({self.pick(self.names['T'])})"
+                value = self.pick([*self.names["W"], turned])
+                end = self.pick(["", " * 0.5", " + c", f" / (1 + abs({value}))"])
+                self.line(f"{name} {self.pick(['=', '+=', '-='])} {value}{end}")
             case 5 if self.names["Q"]:
                 self.line(f"{self.pick(self.names['Q'])} = {self.fill(self.pick(SQUARES))}")
             case 6:
                 name = self.pick([*self.names["V"], "row_slot"])
                 self.line(f"{name} = {self.fill(self.pick(ROWS))}")
             case 7:
-                self.line(f"col_slot = {self.pick(['lerp(col_slot, norm(grad, dim=-2), c)', '0.5 * col_slot + mean(a, dim=-2)', 'col_slot * N', 'col_slot + norm(b, dim=0) * 0.5'])}".replace("N", self.operand("N", 1)))
+                self.line(f"col_slot = {self.fill(self.pick(COLUMNS))}")
             case _:
                 target = self.pick(self.names["T"])
                 self.line(f"{target} = {self.matrix_as_tensor(0)}")
@@ -337,10 +360,18 @@ class Program:
         for _ in range(self.random.randint(2, 9)):
             self.statement()
         self.descend()
-        clauses = self.pick(["", "", "    complex none", "    complex decay, descend"])
-        head = HEAD.replace("LOW", self.pick(["unset", "-0.6"])).replace("HIGH", self.pick(["unset", "0.8"]))
-        head = head.replace("UNSET", "    state u          = unset\n" if uses else "")
-        return head.replace("CLAUSES\n", clauses and clauses + "\n") + "\n".join(self.lines) + "\n    }\n}\n"
+        parts = {
+            "LOW": self.pick(["unset", "-0.6"]),
+            "HIGH": self.pick(["unset", "0.8"]),
+            "CLAUSES\n": self.pick(["", "", "    complex none\n", "    complex decay, descend\n"]),
+            # A slot that is an integer has no kernel.
+            "COUNT ": "n      " if self.plain else "n: int ",
+            "UNSET\n": "    state u          = unset\n" if uses else "",
+        }
+        head = HEAD
+        for mark, part in parts.items():
+            head = head.replace(mark, part)
+        return "\n".join([head + self.lines[0], *self.lines[1:], "    }", "}", ""])
 
 
 def program(random: Random) -> str:

@@ -307,3 +307,94 @@ def test_lbfgs_stays_where_it_is_when_a_gradient_is_nan() -> None:
         advance(optimizer, [param], [[torch.tensor([1.0, torch.nan])]])
         stayed.append(torch.equal(param, torch.ones(2)))
     assert stayed == [False, True]
+
+
+# What torch cannot step
+
+
+def test_muon_takes_matrices_without_columns() -> None:
+    for package in (torch.optim, generated):
+        param = torch.ones(2, 0, requires_grad=True)
+        optimizer = package.Muon([param])
+        param.grad = torch.ones(2, 0)
+        if package is torch.optim:
+            with pytest.raises(ZeroDivisionError):
+                optimizer.step()
+        else:
+            optimizer.step()
+
+
+def rosenbrock_closure(optimizer: torch.optim.Optimizer, param: Tensor) -> Any:
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (1 - param[0]) ** 2 + 100 * (param[1] - param[0] ** 2) ** 2
+        loss.backward()
+        return loss
+
+    return closure
+
+
+def test_lbfgs_without_a_history_is_gradient_descent() -> None:
+    for package in (torch.optim, generated):
+        param = torch.tensor([-1.0, 1.0], requires_grad=True)
+        optimizer = package.LBFGS([param], history_size=0, lr=1e-3)
+        closure = rosenbrock_closure(optimizer, param)
+        if package is torch.optim:
+            with pytest.raises(IndexError):
+                optimizer.step(closure)
+        else:
+            first = optimizer.step(closure)
+            assert closure() < first
+
+
+CASTS_ITS_AVERAGES = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam")
+
+
+@pytest.mark.parametrize("name", CASTS_ITS_AVERAGES)
+def test_parameters_may_change_their_dtype_between_steps(name: str) -> None:
+    for package in (torch.optim, generated):
+        module = torch.nn.Linear(3, 2, bias=False)
+        optimizer = getattr(package, name)(module.parameters())
+        for dtype in (torch.float32, torch.float64):
+            module.to(dtype)
+            module(torch.ones(1, 3, dtype=dtype)).sum().backward()
+            if package is torch.optim and dtype is torch.float64:
+                with pytest.raises(RuntimeError, match="expected dtype"):
+                    optimizer.step()
+            else:
+                optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_a_step_of_asgd_reads_its_rate_in_32_bits_whatever_the_default_dtype() -> None:
+    found = []
+    for package in (torch.optim, generated):
+        param = torch.ones(3, requires_grad=True)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            optimizer = package.ASGD([param], lr=0.01)
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+            optimizer.step()  # by the rate that the first step made
+        finally:
+            torch.set_default_dtype(torch.float32)
+        found.append(float(param[0].detach()))
+    # A rate of 0.01 has three digits in bfloat16.
+    assert abs(found[1] - 0.98) < 4e-6 < abs(found[0] - 0.98)
+
+
+@pytest.mark.parametrize("name", ["Adamax", "ASGD", "NAdam", "RAdam"])
+def test_a_default_device_is_not_the_parameters(name: str) -> None:
+    for package in (torch.optim, generated):
+        param = torch.ones(3, requires_grad=True)
+        param.grad = torch.ones(3)
+        optimizer = getattr(package, name)([param])
+        with torch.device("meta"):
+            if package is torch.optim:
+                with pytest.raises(RuntimeError):
+                    optimizer.step()
+            else:
+                optimizer.step()
+        if package is generated:
+            assert param.device.type == "cpu"
+            assert (param < 1).all()

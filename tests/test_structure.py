@@ -13,7 +13,9 @@ import pytest
 from jinja2 import nodes
 from jinja2.meta import find_undeclared_variables
 
+from generated._optimizer import EXECUTION_FLAGS
 from optdsl import build, emit, resources
+from optdsl.ir import FLAGS
 from optdsl.resolve.schedule import ScheduleResolver
 from optdsl.resolve.scope import GENERATED, IMPORTED, MEANINGS, PYTHON
 from optdsl.targets import TARGETS
@@ -256,3 +258,7 @@ def imported_classes(path: Path) -> set[str]:
 )
 def test_no_definition_has_the_name_of_a_class_that_its_module_imports(path: Path) -> None:
     assert {name.lower() for name in imported_classes(path)} <= IMPORTED
+
+
+def test_checkpoints_keep_every_flag_but_the_one_that_changes_what_is_computed() -> None:
+    assert sorted(EXECUTION_FLAGS) == sorted(set(FLAGS) - {"maximize"})

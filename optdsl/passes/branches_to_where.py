@@ -35,7 +35,7 @@ from optdsl.ir import (
     walk,
 )
 from optdsl.ops import Kind, Type
-from optdsl.passes.hoist_scalars import PARTIAL, in_words
+from optdsl.passes.hoist_scalars import LONG, PARTIAL, in_words
 
 
 def branches_to_where(spec: Spec) -> Spec:
@@ -107,10 +107,13 @@ class _Maker:
         yield from self.chosen(self.block(stmt.orelse), condition, False)
 
     def name(self, condition: Expr) -> str:
-        name, count = in_words(condition), 1
+        words = in_words(condition)
+        if len(words) > LONG or words[0].isdigit():
+            words = "chosen"
+        name, count = words, 1
         while name in self.taken:
             count += 1
-            name = f"{in_words(condition)}_{count}"
+            name = f"{words}_{count}"
         self.taken.add(name)
         return name
 

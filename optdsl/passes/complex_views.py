@@ -54,7 +54,7 @@ def first_real_statement(spec: Spec) -> int | None:
         return None
     if spec.complex is not None and "decay" not in spec.complex:
         return 0
-    if all(is_linear(e) for s in statements(body) for e in expressions(s) if not is_scalar(e)):
+    if all(is_linear(e) for s in statements(body) for e in expressions(s) if not _is_number(e)):
         return None
     return next(i for i, stmt in enumerate(body) if not _stays_complex(stmt))
 
@@ -62,13 +62,14 @@ def first_real_statement(spec: Spec) -> int | None:
 def _stays_complex(stmt: Stmt) -> bool:
     """Scalar work, and linear changes of the parameter and the gradient."""
     match stmt:
-        case If():
-            return all(_stays_complex(s) for s in (*stmt.then, *stmt.orelse))
+        case If(condition=condition):
+            inside = (*stmt.then, *stmt.orelse)
+            return _is_number(condition) and all(_stays_complex(s) for s in inside)
         case Let(value=value):
-            return is_scalar(value)
+            return _is_number(value)
         case Assign(target=target, value=value):
             linear = target.role in (Role.PARAM, Role.GRAD) and is_linear(value)
-            return linear or (is_scalar(value) and is_scalar(target))
+            return linear or (_is_number(value) and is_scalar(target))
         case _:
             return False
 
@@ -76,6 +77,8 @@ def _stays_complex(stmt: Stmt) -> bool:
 def is_linear(expr: Expr) -> bool:
     """Whether complex numbers and their parts give the same. A number added to a tensor would reach
     the real part alone, a product of two tensors mixes the parts."""
+    if _asks_tensors(expr):
+        return False
     match expr:
         case Apply(op="add" | "sub", args=args):
             return all(not is_scalar(a) and is_linear(a) for a in args)
@@ -88,3 +91,12 @@ def is_linear(expr: Expr) -> bool:
             return OPS[op].linear and all(is_scalar(a) or is_linear(a) for a in args)
         case _:
             return True
+
+
+def _is_number(expr: Expr) -> bool:
+    """Whether it is the same number for complex tensors and for their parts."""
+    return is_scalar(expr) and not _asks_tensors(expr)
+
+
+def _asks_tensors(expr: Expr) -> bool:
+    return any(isinstance(e, Apply) and e.op == "host" for e in walk(expr))

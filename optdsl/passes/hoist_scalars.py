@@ -7,6 +7,7 @@ slots; `columns` are the names that the body then reads. Options stay: they spec
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -203,12 +204,12 @@ def in_words(expr: Expr) -> str:
     """`1 - lr * weight_decay` -> `one_minus_lr_times_weight_decay`"""
     match expr:
         case Const(value=bool() | str() as value):
-            return str(value).lower()
+            return re.sub(r"\W", "_", str(value).lower())
         case Const(value=value):
             text = f"{value:g}".replace("-", "m").replace(".", "p").replace("+", "")
             return NUMBERS.get(value, text)
         case Ref(name=name):
-            return name.replace(".", "_")
+            return name.replace(".", "_").replace("[-", "_m").replace("[", "_").rstrip("]")
         case Apply(op=op, args=(left, right)) if op in WORDS:
             return f"{in_words(left)}_{WORDS[op]}_{in_words(right)}"
         case Apply(op="neg", args=(operand,)):

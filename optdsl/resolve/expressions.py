@@ -18,6 +18,8 @@ CONSTANTS = {"pi": math.pi, "inf": math.inf}
 LARGEST_INTEGER = 2**53
 # Rules of what stands in a slot's first value only.
 INITIAL = (Rule.INITIAL, Rule.INITIAL_ALONG)
+# What takes matrices: its first three operands are some.
+MATRICES = ("matmul", "transpose", "addmm")
 
 
 class ExpressionResolver:
@@ -169,6 +171,18 @@ class ExpressionResolver:
                 hints=did_you_mean(written, known) or (f"There are {', '.join(known)}.",),
             )  # fmt: skip
             return None
+        if "param" not in self.scope.names and not self.in_require:
+            self.log.error(
+                Code.UNKNOWN_NAME, "There is no parameter here.", node.span,
+                hints=("Slots, conditions and updates of optimizers read its properties.",),
+            )  # fmt: skip
+            return None
+        if node.index and str(_index(node.index)) != node.index:
+            self.log.error(
+                Code.WRONG_TYPE, "A dimension is an integer.", node.span,
+                hints=("Write: param.shape[-1]",),
+            )  # fmt: skip
+            return None
         if (node.name.text == "shape") != bool(node.index):
             self.log.error(
                 Code.WRONG_TYPE, "'param.shape' takes an index, nothing else does.", node.span,
@@ -234,7 +248,8 @@ class ExpressionResolver:
         dim = self.expr(node.keywords[0].value) if len(node.keywords) == 1 else None
         named = all(k.name.text == "dim" for k in node.keywords)
         is_int = isinstance(dim, ir.Const) and isinstance(dim.value, int)
-        if len(node.arguments) != 1 or not named or (dim is not None and not is_int):
+        one_each = len(node.arguments) == len(node.keywords) == 1
+        if not one_each or not named or (dim is not None and not is_int):
             self.log.error(
                 Code.ARITY, f"'{node.function.text}' takes a tensor and a dimension.", node.span,
                 hints=(f"Write: {node.function.text}(tensor, dim=-1)",),
@@ -409,6 +424,9 @@ class ExpressionResolver:
         elif op == "addmm" and any(not ir.is_scalar(x) for x in args[3:]):
             hints = ("Write: addmm(x, a, b, beta, alpha)",)
             message = "The last two values of 'addmm' are numbers."
+        elif op in MATRICES and any(ir.kind_of(x) < Kind.FACTORED for x in args[:3]):
+            hints = ()
+            message = f"'{spoken(op)}' works on matrices, this is a number."
         elif OPS[op].host is None and widest <= Kind.SCALAR:
             hints = ()
             message = f"'{spoken(op)}' works on tensors, this is a number."
@@ -447,6 +465,10 @@ class ExpressionResolver:
             hints=_conversion(found, Type.NUMBER, span),
         )  # fmt: skip
         return False
+
+
+def _index(text: str) -> int | None:
+    return int(text) if text.removeprefix("-").isdigit() else None
 
 
 def known_set(condition: ir.Expr | None, holds: bool) -> frozenset[str]:

@@ -87,6 +87,11 @@ class OptimizerResolver(StatementResolver):
                 Code.UNKNOWN_NAME, f"Unknown routine '{routine.name.text}'.", routine.name.span,
                 hints=did_you_mean(routine.name.text, known) or (f"There is {', '.join(known)}.",),
             )  # fmt: skip
+        for member in (*self.members(syntax.Sparse), *self.members(syntax.Complex)):
+            self.log.error(
+                Code.UNSUPPORTED, "A routine decides this itself.", head(member.span),
+                related=((head(routine.span), "the routine"),), hints=("Remove this line.",),
+            )  # fmt: skip
         if update is not None:
             self.log.error(
                 Code.DUPLICATE, "The routine is the update.", head(update.span),
@@ -171,7 +176,14 @@ class OptimizerResolver(StatementResolver):
                     Code.UNKNOWN_NAME, f"Unknown part '{part.text}'.", part.span,
                     hints=did_you_mean(part.text, COMPLEX) or (f"It is {', '.join(COMPLEX)}.",),
                 )  # fmt: skip
-        return tuple(p.text for p in given.parts if p.text != "none")
+        words = [p.text for p in given.parts]
+        for place, part in enumerate(given.parts):
+            if part.text in words[:place] or (part.text == "none" and len(words) > 1):
+                self.log.error(
+                    Code.DUPLICATE, f"'{part.text}' does not stand beside the other parts.",
+                    part.span, hints=("Write 'complex none', or each part once.",),
+                )  # fmt: skip
+        return tuple(p for p in words if p != "none")
 
     # Slots
 
@@ -196,6 +208,11 @@ class OptimizerResolver(StatementResolver):
         is_unset = isinstance(member.initial, syntax.Unset)
         kind = Kind.ELEMENTWISE if is_unset or initial is None else ir.kind_of(initial)
         kind = max(kind, Kind.SCALAR)
+        if kind is Kind.SCALAR and member.when is not None:
+            self.log.error(
+                Code.UNSUPPORTED, "A slot that is a number exists for every parameter.",
+                member.when.span, hints=("Leave 'when' out: a number costs little.",),
+            )  # fmt: skip
         ref = ir.Ref(name.text, Role.STATE, kind, Type.NUMBER, name.span)
         if not self.scope.declare(name, ref, self.log):
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from optdsl import ir, syntax
 from optdsl.diagnostics import Code
 from optdsl.ir import Role, Schedule, State
@@ -151,6 +153,13 @@ class ScheduleResolver(StatementResolver):
         for let in (*schedule.lets, *inner):
             if let.name not in read:
                 self.log.warning(Code.UNREAD, f"Nothing reads '{let.name}'.", head(let.span))
+
+    def _repeat(self, node: syntax.RepeatStmt) -> Iterator[ir.Stmt]:
+        self.log.error(
+            Code.UNSUPPORTED, "A schedule repeats nothing.", head(node.span),
+            hints=("Write the statements as often as they are needed.",),
+        )  # fmt: skip
+        return iter(())
 
     def assignable(self, ref: ir.Ref) -> bool:
         return ref.name == "lr" or ref.role in (Role.STATE, Role.LOCAL)

@@ -156,9 +156,12 @@ class StatementResolver(MemberResolver):
                 self.kinds[declared.start] = kind
             self.scope.names[target.name] = replace(self.scope.names[target.name], kind=kind)
             return True
+        what, other = "one number", "a tensor"
+        if target.kind is Kind.FACTORED:
+            what, other = "rows or columns", "a whole tensor"
         self.log.error(
             Code.WRONG_KIND,
-            f"The slot '{target.name}' is one number, this value is a tensor.",
+            f"The slot '{target.name}' is {what}, this value is {other}.",
             node.value.span,
             related=((self.scope.spans[target.name], "declared here"),),
             hints=(f"Declare it as a tensor: state {target.name} = zeros_like(param)",),
@@ -200,18 +203,18 @@ class StatementResolver(MemberResolver):
         self.unset, self.assigned = unset, assigned | self.assigned
         if count is None or not self.expect_number(count, node.count.span):
             return
-        if not self._is_integer(count):
+        if not self._is_count(count):
             self.log.error(
-                Code.WRONG_KIND, "How often to repeat is an integer.", node.count.span,
+                Code.WRONG_KIND, "How often to repeat is an integer from 0 on.", node.count.span,
                 hints=("Write a literal, or a hyperparameter of the type int.",),
             )  # fmt: skip
             return
         yield ir.Repeat(count, body, node.span)
 
-    def _is_integer(self, count: ir.Expr) -> bool:
+    def _is_count(self, count: ir.Expr) -> bool:
         match count:
             case ir.Const(value=value):
-                return isinstance(value, int)
+                return isinstance(value, int) and value >= 0
             case ir.Ref(name=name, role=Role.HYPER):
                 return any(h.name == name and h.type.base is ir.Base.INT for h in self.hypers)
             case _:

@@ -80,7 +80,7 @@ class Writer(ABC):
     def body(self) -> Lines:
         """The whole update after the scalar slots were advanced."""
         split = first_real_statement(self.spec)
-        if split is not None and self.stays_complex("param"):
+        if split is not None:
             self.check_complex_step(self.spec.body[split:])
         lines: list[str] = []
         for index, stmt in enumerate(self.spec.body):
@@ -92,42 +92,37 @@ class Writer(ABC):
         return tuple(lines)
 
     def check_complex_step(self, body: tuple[Stmt, ...]) -> None:
-        """Behind the real views the parameter alone is complex: one linear step may read and change
-        it, and ends the work on tensors."""
+        """A complex step behind real statements is linear, and ends the work on tensors."""
         stepped = False
         for stmt in body:
-            names = {r.name for r in reads((stmt,)) if is_tensor(r)}
-            names |= {s.target.name for s in statements((stmt,)) if isinstance(s, Assign)}
-            is_step = isinstance(stmt, Assign) and self.is_complex_step(stmt)
-            if (stepped and names) or ("param" in names and not is_step):
-                wrong = stmt.span
-            elif isinstance(stmt, Assign) and is_step and not is_linear(stmt.value):
-                wrong = stmt.value.span
-            else:
-                stepped |= is_step
-                continue
-            raise unsupported(
-                "With 'complex descend' this would mix complex numbers with their parts.",
-                wrong,
-                "The parameter is read and changed by the last statement only, which is linear.",
-            )
+            read = [r for r in reads((stmt,)) if is_tensor(r)]
+            written = [s for s in statements((stmt,)) if isinstance(s, Assign)]
+            if stepped and (read or any(is_tensor(s.target) for s in written)):
+                raise unsupported(
+                    "This stands behind the complex step.", stmt.span,
+                    "With 'complex descend' the last statement changes the parameter.",
+                )  # fmt: skip
+            if isinstance(stmt, Assign) and self.is_complex_step(stmt):
+                stepped = True
+                whole = all(r.kind is Kind.ELEMENTWISE and r.type is Type.NUMBER for r in read)
+                if not (whole and is_linear(stmt.value)):
+                    raise unsupported(
+                        "A complex step is linear in tensors like the parameter.", stmt.span,
+                        "Give what is not linear a name before it: let step = ...",
+                    )  # fmt: skip
 
     def is_complex_step(self, stmt: Stmt) -> bool:
         """Whether a statement behind the real ones is complex arithmetic again."""
         return (
             isinstance(stmt, Assign)
             and stmt.target.role is Role.PARAM
-            and self.stays_complex("param")
+            and "descend" in (self.spec.complex or ())
         )
 
-    def step_reads(self, stmt: Stmt) -> Lines:
-        """The names of tensors that a complex step reads beside the parameter."""
-        names = (r.name for r in reads((stmt,)) if is_tensor(r) and r.name != "param")
-        return tuple(dict.fromkeys(names))
-
-    def stays_complex(self, name: str) -> bool:
-        """Whether a tensor is not seen as a real one."""
-        return name == "param" and "descend" in (self.spec.complex or ())
+    def step_tensors(self, stmt: Stmt) -> Lines:
+        """The names of tensors that a complex step reads or changes."""
+        names = (r.name for r in reads((stmt,)) if is_tensor(r))
+        return tuple(dict.fromkeys(("param", *names)))
 
     def slot_changes(self) -> Iterator[Assign]:
         """The assignments to scalar slots."""

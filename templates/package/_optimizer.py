@@ -105,8 +105,9 @@ class Slot:
 
 @dataclass
 class Rows:
-    """The parameters of one group that are updated together: one device, one set of dtypes, the
-    same slots unset. Lists hold a tensor per parameter, `vectors` a tensor per scalar slot."""
+    """The parameters of one group that are updated together: one device, one class of tensors, one
+    set of dtypes, the same slots unset. Lists hold a tensor per parameter, `vectors` a tensor per
+    scalar slot."""
 
     params: Tensors
     grads: Tensors
@@ -272,7 +273,7 @@ class Optimizer(torch.optim.Optimizer):
         for name, value in group.items():
             if isinstance(value, Tensor) and value.numel() != 1:
                 raise ValueError(f"Tensor {name} must be 1-element")
-            for index, part in enumerate(value if isinstance(value, tuple) else ()):
+            for index, part in enumerate(value if isinstance(value, (tuple, list)) else ()):
                 if isinstance(part, Tensor) and part.numel() != 1:
                     raise ValueError(f"Tensor {name}[{index}] must be 1-element")
 
@@ -462,7 +463,9 @@ class Optimizer(torch.optim.Optimizer):
             if new is None or new is old:
                 continue
             if recorded or old is None:
-                state[slot.name] = _stored(new, param if old is None else old)
+                value = _stored(new, param if old is None else old)
+                # A number may be another slot's tensor.
+                state[slot.name] = value.clone() if slot.scalar else value
             else:
                 old.copy_(_stored(new, old))
 
@@ -531,24 +534,19 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             self._check_param_and_grad(group, param, grad)
             state = self._initialise(group, param)
-            unset = frozenset(
-                slot.name
-                for slot in tensor_slots
-                if slot.initial is None
-                and state.get(slot.name) is None
-                and slot.exists(group, param)
-            )
-            values = [
-                torch.empty_like(grad, dtype=param.dtype)
-                if slot.name in unset
-                else state.get(slot.name)
-                if slot.exists(group, param)
-                else None
-                for slot in tensor_slots
-            ]
-            dtypes = tuple(None if value is None else value.dtype for value in values)
+            unset: tuple[str, ...] = ()
+            values: list[Any] = []
+            for slot in tensor_slots:
+                exists = slot.exists(group, param)
+                value = state.get(slot.name) if exists else None
+                if exists and value is None:
+                    unset += (slot.name,)
+                    value = torch.empty_like(grad, dtype=param.dtype)
+                values.append(value)
+            dtypes = tuple([None if value is None else value.dtype for value in values])
             agreement = self._agreement(param, state) if foreach else ()
-            key = (unset, param.device, param.dtype, grad.dtype, grad.layout, dtypes, agreement)
+            kind = (type(grad), grad.dtype, grad.layout)
+            key = (unset, param.device, param.dtype, kind, dtypes, agreement)
             batches.setdefault(key, []).append((param, grad, *values))
         result = []
         for (unset, *_), members in batches.items():
@@ -556,7 +554,7 @@ class Optimizer(torch.optim.Optimizer):
             slots: dict[str, Tensors] = {
                 s.name: c for s, c in zip(tensor_slots, columns, strict=True)
             }
-            rows = Rows(batch, grads, slots, unset)
+            rows = Rows(batch, grads, slots, frozenset(unset))
             scatter = self._gather_scalars(index, group, batch, rows)
             result.append((rows, self._commit(batch, rows, scatter)))
         return result
@@ -692,6 +690,9 @@ class Optimizer(torch.optim.Optimizer):
         required = [slot.name for slot in self.slots if slot.initial and slot.when is None]
         missing = [name for name in required if given and name not in given]
         extra = [name for name in given if name not in known]
+        # A class that is derived elsewhere may keep more in the state than its slots.
+        if not type(self).__module__.startswith(f"{__package__}."):
+            extra = []
         if missing or extra:
             what = [f"lacks {', '.join(missing)}"] if missing else []
             what += [f"has unknown {', '.join(extra)}"] if extra else []
@@ -701,7 +702,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         return {
             name: _kept(known[name], value, group, param, copy=True)
-            if known[name].scalar
+            if name in known and known[name].scalar
             else _moved(value, param.device)
             for name, value in given.items()
         }
@@ -761,8 +762,10 @@ def _stored(value: Any, like: Tensor) -> Tensor:
 
 
 def _on_device(group: Group) -> bool:
+    if not group["capturable"]:
+        return False
     devices = {param.device.type for param in group["params"]}
-    return bool(group["capturable"]) and devices <= set(_get_capturable_supported_devices())
+    return devices <= set(_get_capturable_supported_devices())
 
 
 def _refuse_capture(group: Group) -> None:
@@ -784,9 +787,10 @@ def _scalar_dtype() -> torch.dtype:
 
 
 def _scalar(value: Any, group: Group, param: Tensor, copy: bool = False) -> Tensor:
-    """A scalar slot as a zero-dimensional tensor: on the host unless the step must not wait."""
+    """A scalar slot as a zero-dimensional tensor: on the host unless the step must not wait, and of
+    32 bits at least, which torch's checkpoints of 16-bit parameters may lack."""
     is_real = isinstance(value, Tensor) and value.is_floating_point()
-    dtype = value.dtype if is_real else _scalar_dtype()
+    dtype = torch.promote_types(value.dtype, torch.float32) if is_real else _scalar_dtype()
     device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
     if group["fused"]:
         dtype = torch.float32

@@ -193,15 +193,15 @@ def _is_fresh(state: dict[str, Any]) -> bool:
 
 def _follow(state: dict[str, Any], gradient: Tensor) -> None:
     """Take the state along where the parameters have changed their dtype or device since."""
-
-    def like(value: Any) -> Any:
-        if isinstance(value, list):
-            return [like(each) for each in value]
-        return value.to(gradient) if isinstance(value, Tensor) else value
-
     last = state.get("d")
     if last is not None and (last.dtype, last.device) != (gradient.dtype, gradient.device):
-        state.update((name, like(value)) for name, value in state.items())
+        state.update((name, _like(value, gradient)) for name, value in state.items())
+
+
+def _like(value: Any, gradient: Tensor) -> Any:
+    if isinstance(value, list):
+        return [_like(each, gradient) for each in value]
+    return value.to(gradient) if isinstance(value, Tensor) else value
 
 
 def _remember(state: dict[str, Any], gradient: Tensor, size: int) -> Memory:

@@ -74,15 +74,15 @@ class Eager(Writer):
         return bracketed(f"for {names} in zip(", [*sources, "strict=True"], "):", 8)
 
     def real_views(self) -> Lines:
-        names = [n for n in ("param", "grad", *self.tensor_slots()) if not self.stays_complex(n)]
+        names = ("param", "grad", *self.tensor_slots())
         lines = tuple(f"{name} = as_real({name})" for name in names)
         # The gradient's view is nobody else's business, but its storage is.
         self.owned.discard("grad")
         return ("if rows.is_complex:", *indented(lines))
 
     def complex_views(self, stmt: Stmt) -> Lines:
-        lines = tuple(f"{name} = as_complex({name})" for name in self.step_reads(stmt))
-        return ("if rows.is_complex:", *indented(lines)) if lines else ()
+        lines = tuple(f"{name} = as_complex({name})" for name in self.step_tensors(stmt))
+        return ("if rows.is_complex:", *indented(lines))
 
     def one(self, expr: Expr) -> str:
         return self.value(expr)
@@ -133,7 +133,8 @@ class Eager(Writer):
         line = head + receiver + "".join(f".{s}" for s in steps)
         if len(steps) <= 1 or indent + len(line) <= WIDTH:
             return broken_call(line, indent)
-        lines = [f"{head}{receiver}.{steps[0]}", *(f"{name}.{step}" for step in steps[1:])]
+        lines = [f"{head}{receiver}.{steps[0]}"]
+        lines += [f"{'' if is_in_place(s) else f'{name} = '}{name}.{s}" for s in steps[1:]]
         return tuple(part for line in lines for part in broken_call(line, indent))
 
     def in_place(self, name: str, value: Expr, last: bool = True) -> list[str] | None:
@@ -263,9 +264,22 @@ class Eager(Writer):
             case Call(name=name):
                 return f"{name}({', '.join((first, *rest))})"
             case Infix(symbol=symbol):
-                return f"({first} {symbol} {rest[0]})"
+                left, right = (
+                    f"({text})" if is_scalar(a) and is_choice(a) else text
+                    for a, text in zip(args, (first, *rest), strict=True)
+                )
+                return f"({left} {symbol} {right})"
             case _:
                 raise unsupported(f"'{op}' is not supported on tensors.", expr.span)
+
+
+def is_choice(expr: Expr) -> bool:
+    """Whether Python writes a number as `a if c else b`, which binds weakest."""
+    return isinstance(expr, Apply) and expr.op in ("where", "select")
+
+
+def is_in_place(call: str) -> bool:
+    return call.partition("(")[0].endswith("_")
 
 
 def keeps_shape(value: Apply) -> bool:

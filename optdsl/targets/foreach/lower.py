@@ -91,18 +91,13 @@ class Foreach(Writer):
         )
 
     def real_views(self) -> Lines:
-        names = [
-            self.many(n)
-            for n in ("param", "grad", *self.tensor_slots())
-            if not self.stays_complex(n)
-        ]
+        names = [self.many(n) for n in ("param", "grad", *self.tensor_slots())]
         self.owned.discard("grad")
         return ("if rows.is_complex:", *indented([f"{n} = as_real_list({n})" for n in names]))
 
     def complex_views(self, stmt: Stmt) -> Lines:
-        lists = [self.many(n) for n in self.step_reads(stmt)]
-        lines = tuple(f"{name} = as_complex_list({name})" for name in lists)
-        return ("if rows.is_complex:", *indented(lines)) if lines else ()
+        lists = [self.many(n) for n in self.step_tensors(stmt)]
+        return ("if rows.is_complex:", *indented(f"{n} = as_complex_list({n})" for n in lists))
 
     def one(self, expr: Expr) -> str:
         return self.eager.value(expr)

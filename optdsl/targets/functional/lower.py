@@ -99,12 +99,12 @@ class Functional(Writer):
     # Statements
 
     def real_views(self) -> Lines:
-        names = [n for n in ("param", "grad", *self.tensor_slots()) if not self.stays_complex(n)]
+        names = ("param", "grad", *self.tensor_slots())
         return ("if param.is_complex():", *indented(views(names, "as_real")))
 
     def complex_views(self, stmt: Stmt) -> Lines:
-        lines = tuple(views(self.step_reads(stmt), "as_complex"))
-        return ("if param.is_complex():", *indented(lines)) if lines else ()
+        lines = views(self.step_tensors(stmt), "as_complex")
+        return ("if row[0].is_complex():", *indented(lines))
 
     def change(self, stmt: Assign, indent: int) -> Lines:
         target, value = stmt.target, stmt.value
@@ -162,9 +162,9 @@ class Functional(Writer):
                     return named(f"{name}.double()", node)
                 case Apply(op="and" | "or" | "not") if not (masks and self.is_mask(node)):
                     return node
-                case Apply(op="where" | "select", args=(mask, *_)) if (
-                    is_scalar(node) and not self.is_mask(mask)
-                ):
+                case Apply(op="where" | "select", args=(mask, *_)) if is_scalar(
+                    node
+                ) and not self.is_mask(mask):
                     return node
                 case Apply(op=op, args=args) if op in ALIKE:
                     return replace(node, args=tuple(map(as_number, args)))
