@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import _numbers
-from ._optimizer import Group, Optimizer, Row, Rows, Slot, as_real, as_real_list, full_like, number
+from ._optimizer import Optimizer, Row
+from ._slots import Group, Rows, Slot
+from ._tensors import as_real, as_real_list, full_like, number
 
 
 class Adagrad(Optimizer):

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import _lbfgs
-from ._optimizer import Group, Routine, Slot
+from ._optimizer import Routine
+from ._slots import Group, Slot
 
 
 class LBFGS(Routine):

@@ -14,7 +14,9 @@ from torch.optim.optimizer import ParamsT
 
 from . import _numbers
 from ._foreach import scale_
-from ._optimizer import Group, Optimizer, Row, Rows, Slot, as_real, as_real_list, number
+from ._optimizer import Optimizer, Row
+from ._slots import Group, Rows, Slot
+from ._tensors import as_real, as_real_list, number
 
 
 class RAdam(Optimizer):

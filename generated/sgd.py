@@ -13,7 +13,9 @@ from torch.optim.optimizer import ParamsT
 
 from . import _numbers
 from ._foreach import scale_
-from ._optimizer import Group, Optimizer, Row, Rows, Slot, number
+from ._optimizer import Optimizer, Row
+from ._slots import Group, Rows, Slot
+from ._tensors import number
 
 
 class SGD(Optimizer):

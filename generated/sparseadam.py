@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from ._optimizer import Group, Optimizer, Rows, Slot, number
+from ._optimizer import Optimizer
+from ._slots import Group, Rows, Slot
+from ._tensors import number
 
 
 class SparseAdam(Optimizer):

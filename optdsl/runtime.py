@@ -11,7 +11,8 @@ TORCH = {"torch": "", "Tensor": "torch", "ParamsT": "torch.optim.optimizer"}
 RUNTIME = {
     "_numbers": ".",
     "scale_": "._foreach",
-    **dict.fromkeys(("Group", "Optimizer", "Routine", "Row", "Rows", "Slot"), "._optimizer"),
-    **dict.fromkeys(("as_complex", "as_complex_list", "as_real", "as_real_list"), "._optimizer"),
-    **dict.fromkeys(("dot", "full_like", "max_abs", "number", "zeros_along"), "._optimizer"),
+    **dict.fromkeys(("Optimizer", "Routine", "Row"), "._optimizer"),
+    **dict.fromkeys(("Group", "Rows", "Slot"), "._slots"),
+    **dict.fromkeys(("as_complex", "as_complex_list", "as_real", "as_real_list"), "._tensors"),
+    **dict.fromkeys(("dot", "full_like", "max_abs", "number", "zeros_along"), "._tensors"),
 }

@@ -25,8 +25,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck
 
 import generated
-from generated import _numbers, _optimizer
-from generated._optimizer import Rows
+from generated import _numbers, _optimizer, _slots, _tensors
+from generated._slots import Rows
 from optdsl import build, pipeline
 from optdsl.emit import render
 from optdsl.ir import Base, Spec
@@ -207,7 +207,7 @@ def executed(text: str) -> tuple[Spec, Any]:
         render(f"{target.__name__.rsplit('.', 1)[1]}.py.jinja", target.lower(spec))
         for target in (eager, functional)
     ]
-    names = {**vars(_optimizer), "_numbers": _numbers, "math": math}
+    names = {**vars(_optimizer), **vars(_tensors), "_numbers": _numbers, "math": math}
     code = compile("class Update:\n" + "".join(sections), "<random>", "exec", dont_inherit=True)
     exec(code, names)
     return spec, names["Update"]
@@ -236,7 +236,7 @@ def follows_the_for_loop(text: str, flag: bool) -> None:
         for _ in range(2):
             with torch.set_grad_enabled(recorded):
                 after = update._functional(group, (now[0], grad, *now[1:]))
-            now = tuple(_optimizer._stored(v, t) for v, t in zip(after, now, strict=True))
+            now = tuple(_slots.as_stored(v, t) for v, t in zip(after, now, strict=True))
         assert [t._version for t in (param, *first.values(), grad)] == given
         actual = [now[0], *(v for v in now[1:] if v.dim())]
         for one, other in zip(expected, actual, strict=True):

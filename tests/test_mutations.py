@@ -31,7 +31,7 @@ INSERTS = st.one_of(
         ["hyper", "state", "let", "if", "else", "descend", "param", "grad", "unset", "true", "0",
          "1e-3", "-1", "007", "1e999", '"text"', "(", ")", "{", "}", ",", "=", "==", "**", "...",
          "not", "and", "when", "require", "lr", "step", "lambda", "\n", "zeros_like(param)",
-         "repeat 2 {", "repeat lr {", "@", "dim=-1", ", dim=0", "param.shape[-1]", "param.ndim", "[",
+         "repeat 2 {", "repeat lr {", "@", "dim=-1", ", dim=0", "param.shape[-1]", "param.ndim",
          "unset(lr)", "optional", "sparse rows", "sparse", "complex none", "complex decay, descend",
          "output", "routine lbfgs", ": int", "host(", "norm(", "cast(", ", bfloat16)", "transpose(",
          "is_tensor(lr)", "foreach"]

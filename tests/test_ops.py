@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch as pytorch
 
-from generated import _optimizer
+from generated import _tensors
 from optdsl import resources
 from optdsl.ir import Expr, Ref, Role, apply
 from optdsl.ops import (
@@ -65,7 +65,7 @@ ZERO_IS_ZERO = {"max", "min", "sign", *SUMS}
 # Their last operand is a number.
 SCALED = {"add_scaled", "addcmul", "addcdiv", "lerp"}
 # Functions that the generated package defines.
-RUNTIME = {"torch": pytorch, "max_abs": _optimizer.max_abs, "dot": _optimizer.dot}
+RUNTIME = {"torch": pytorch, "max_abs": _tensors.max_abs, "dot": _tensors.dot}
 
 
 def nan(values: tuple[float, ...]) -> bool:

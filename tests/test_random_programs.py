@@ -330,3 +330,12 @@ def test_an_integer_stays_one_in_the_state_of_recorded_steps() -> None:
     optimizer = optimizer_of(resolved(text))
     for state in trained(optimizer, 3, torch.float32, differentiable=True):
         assert type(state["n"]) is int
+
+
+@pytest.mark.usefixtures("in_float64")
+def test_a_slot_takes_the_number_that_another_had_before_the_step() -> None:
+    statements = "p = s if d > 0.5 else p\n s -= 2\n descend d * (s + 3 * p) * grad"
+    optimizer = optimizer_of(resolved(COMPLEX.format(clause="state p = 1", statements=statements)))
+    one = trained(optimizer, 3, torch.float64, foreach=False)
+    assert_same(one, trained(optimizer, 3, torch.float64, traced=True), TOLERANCE)
+    assert_same(one, trained(optimizer, 3, torch.float64, differentiable=True), TOLERANCE)

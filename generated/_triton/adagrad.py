@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._optimizer import Group
+from .._slots import Group
 from . import _math
 
 # The tensors behind the gradient in the table of tensors.

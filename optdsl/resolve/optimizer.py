@@ -87,7 +87,10 @@ class OptimizerResolver(StatementResolver):
                 Code.UNKNOWN_NAME, f"Unknown routine '{routine.name.text}'.", routine.name.span,
                 hints=did_you_mean(routine.name.text, known) or (f"There is {', '.join(known)}.",),
             )  # fmt: skip
-        for member in (*self.members(syntax.Sparse), *self.members(syntax.Complex)):
+        decided: list[syntax.Sparse | syntax.Complex] = [
+            *self.members(syntax.Sparse), *self.members(syntax.Complex)
+        ]  # fmt: skip
+        for member in decided:
             self.log.error(
                 Code.UNSUPPORTED, "A routine decides this itself.", head(member.span),
                 related=((head(routine.span), "the routine"),), hints=("Remove this line.",),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ._optimizer import Tensors
+from ._tensors import Tensors
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -23,7 +23,9 @@ from torch import Tensor
 from torch.optim.optimizer import _device_dtype_check_for_fused
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ._optimizer import Group, Optimizer, number
+from ._optimizer import Optimizer
+from ._slots import Group
+from ._tensors import number
 
 # Kernels that this process has launched, for tests and benchmarks.
 launches = 0

@@ -55,8 +55,8 @@ def _beside(taken: Any, other: Any) -> Any:
     if not isinstance(taken, Tensor):
         return taken
     if isinstance(other, Tensor):
-        shape = torch.broadcast_shapes(taken.shape, other.shape)
-        taken = taken.to(torch.result_type(taken, other)).expand(shape)
+        typed = taken.to(torch.result_type(taken, other))
+        taken, _ = torch.broadcast_tensors(typed, other)  # type: ignore[no-untyped-call]
     return taken.clone()
 
 

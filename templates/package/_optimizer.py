@@ -6,7 +6,6 @@ import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -17,9 +16,19 @@ from torch.optim.optimizer import (
     _get_capturable_supported_devices,
 )
 
-Group = dict[str, Any]
-# What `torch._foreach_*` takes and gives; None stands for a slot that does not exist.
-Tensors = list[Any] | tuple[Any, ...]
+from ._slots import (
+    Group,
+    Rows,
+    Slot,
+    Vector,
+    as_scalar,
+    as_stored,
+    is_shared,
+    kept,
+    moved,
+    scalar_dtype,
+)
+from ._tensors import Tensors
 
 # A condition on a parameter and its group, and what is said where it does not hold. The text may
 # show hyperparameters, `{param.shape}`, and `{indices}`: group and position of all that break it.
@@ -30,167 +39,6 @@ Row = tuple[Any, ...]
 
 # How a step is executed, not what it computes: a checkpoint does not change these.
 EXECUTION_FLAGS = ("foreach", "capturable", "differentiable", "fused")
-
-
-def number(value: Any) -> Any:
-    """A hyperparameter's value: a tensor of one element is read as float64. Where gradients are
-    recorded it stays a tensor, which they reach."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.double().reshape(()) if torch.is_grad_enabled() else value.item()
-
-
-def as_real(tensor: Any) -> Any:
-    """A complex tensor as a real one with a last dimension of 2; None stays None."""
-    return None if tensor is None else torch.view_as_real(tensor)
-
-
-def as_real_list(tensors: Tensors) -> Tensors:
-    return [as_real(tensor) for tensor in tensors]
-
-
-def as_complex(tensor: Tensor) -> Tensor:
-    """The complex tensor that `as_real` showed."""
-    return torch.view_as_complex(tensor)
-
-
-def as_complex_list(tensors: Tensors) -> tuple[Tensor, ...]:
-    return tuple(as_complex(tensor) for tensor in tensors)
-
-
-def full_like(param: Tensor, value: Any) -> Tensor:
-    """A tensor like the parameter, filled; a complex one with the value in both parts, as torch."""
-    if isinstance(value, Tensor):
-        both = torch.complex(value, value) if param.is_complex() else value
-        return both.to(param).expand_as(param).clone()
-    return torch.full_like(param, complex(value, value) if param.is_complex() else value)
-
-
-def max_abs(tensor: Tensor) -> Tensor:
-    """The largest magnitude; 0 of an empty tensor."""
-    return tensor.abs().max() if tensor.numel() else tensor.new_zeros(())
-
-
-def dot(left: Tensor, right: Tensor) -> Tensor:
-    """The sum of products, of tensors of any shape."""
-    return (left * right).sum()
-
-
-def zeros_along(param: Tensor, dim: int) -> Tensor:
-    """Zeros of the parameter's shape, with size 1 along one dimension."""
-    shape = list(param.shape)
-    shape[dim] = 1
-    return param.new_zeros(shape)
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A tensor, or with `scalar` a number, that an optimizer keeps for each parameter. The state
-    holds a number as a tensor without dimensions, or with `integer` as a Python int.
-
-    `initial` makes its first value from the group and the parameter, None where the slot exists
-    only after its first assignment. `when` says for which parameters it exists.
-    """
-
-    name: str
-    initial: Callable[[Group, Tensor], Any] | None
-    scalar: bool = False
-    integer: bool = False
-    when: Callable[[Group, Tensor], bool] | None = None
-    eager: bool = False
-
-    def exists(self, group: Group, param: Tensor) -> bool:
-        return self.when is None or self.when(group, param)
-
-
-@dataclass
-class Rows:
-    """The parameters of one group that are updated together: one device, one class of tensors, one
-    set of dtypes, the same slots unset. Lists hold a tensor per parameter, `vectors` a tensor per
-    scalar slot."""
-
-    params: Tensors
-    grads: Tensors
-    slots: dict[str, Tensors]
-    unset: frozenset[str] = frozenset()
-    vectors: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def is_complex(self) -> bool:
-        return bool(self.params[0].is_complex())
-
-    @property
-    def is_sparse(self) -> bool:
-        return bool(self.grads[0].is_sparse)
-
-    def gathered(self) -> tuple[Rows, list[tuple[Tensor, Any, Tensor]]]:
-        """Rows of the elements that the sparse gradients have, each once, and where they belong:
-        stored tensors, indices and the values that take the place there after the update."""
-        grads = [grad.coalesce() for grad in self.grads]
-        # A gradient without sparse dimensions has one element: all of the parameter.
-        places = [tuple(grad.indices()) or (None,) for grad in grads]
-        back: list[tuple[Tensor, Any, Tensor]] = []
-
-        def gather(column: Tensors) -> Tensors:
-            if column[0] is None:
-                return column
-            values = [tensor[place] for tensor, place in zip(column, places, strict=True)]
-            back.extend(zip(column, places, values, strict=True))
-            return values
-
-        slots = {name: gather(column) for name, column in self.slots.items()}
-        values = [grad.values() for grad in grads]
-        return Rows(gather(self.params), values, slots, self.unset, self.vectors), back
-
-    def widened(self) -> tuple[Rows, list[tuple[Tensor, Tensor]]]:
-        """Rows whose tensors all have the widest dtype among them, and what to round back: pairs of
-        a stored tensor and the wide one that takes its place during the update."""
-        columns = (self.params, self.grads, *self.slots.values())
-        dtypes = list(dict.fromkeys(column[0].dtype for column in columns if column[0] is not None))
-        if len(dtypes) == 1:
-            return self, []
-        widest = functools.reduce(torch.promote_types, dtypes)
-        back: list[tuple[Tensor, Tensor]] = []
-
-        def widen(column: Tensors) -> Tensors:
-            if column[0] is None or column[0].dtype == widest:
-                return column
-            wide = [tensor.to(widest) for tensor in column]
-            back.extend(zip(column, wide, strict=True))
-            return wide
-
-        grads = [grad.to(widest) for grad in self.grads]
-        slots = {name: widen(column) for name, column in self.slots.items()}
-        return Rows(widen(self.params), grads, slots, self.unset, self.vectors), back
-
-
-class _Vector:
-    """The scalar slots of one name in one group as elements of one tensor, so that one addition
-    advances all. The state holds views of them, each a tensor of its own."""
-
-    def __init__(self, values: list[Any], dtype: torch.dtype, device: torch.device) -> None:
-        # A tensor made in inference mode could not be written outside of it.
-        with torch.inference_mode(False), torch.no_grad():
-            self.data = torch.empty(len(values), dtype=dtype, device=device)
-            for index, value in enumerate(values):
-                self.data[index] = value
-            self.views = [self._place(v, w) for v, w in zip(values, self.data, strict=True)]
-        self.addresses = [view.data_ptr() for view in self.views]
-
-    @staticmethod
-    def _place(value: Any, view: Tensor) -> Tensor:
-        """The state's own tensor, moved into the vector: whoever holds it sees it advance."""
-        if isinstance(value, Tensor) and (value.dtype, value.device) == (view.dtype, view.device):
-            value.data = view
-            return value
-        return view
-
-    def holds(self, values: list[Any]) -> bool:
-        """Whether the state's numbers still lie here: users and checkpoints may replace them."""
-        try:
-            return list(map(Tensor.data_ptr, values)) == self.addresses
-        except TypeError:  # a plain number, from an old checkpoint
-            return False
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -218,7 +66,7 @@ class Optimizer(torch.optim.Optimizer):
     _constructing = False
 
     def __init__(self, params: ParamsT, defaults: Group) -> None:
-        self._vectors: dict[tuple[int, str], _Vector] = {}
+        self._vectors: dict[tuple[int, str], Vector] = {}
         defaults = {**defaults, **self.fixed}
         self._check_flags(defaults)
         self.check(defaults)
@@ -422,7 +270,7 @@ class Optimizer(torch.optim.Optimizer):
             for slot in scalars:
                 value = state.get(slot.name)
                 if value is not None and not isinstance(value, Tensor):  # an old checkpoint's
-                    state[slot.name] = _scalar(value, group, param)
+                    state[slot.name] = as_scalar(value, group, param)
             if group["differentiable"] and "step" in state and state["step"].requires_grad:
                 raise RuntimeError(
                     "`requires_grad` is not supported for `step` in differentiable mode"
@@ -455,7 +303,12 @@ class Optimizer(torch.optim.Optimizer):
         for slot, value in zip(self.slots, slots, strict=True):
             wide.append(value if value is None or slot.scalar else value.to(widest))
         value, *values = self._functional(group, tuple(wide))
-        param.copy_(_stored(value, param))
+        # What another slot had before is a copy: that slot is written, too.
+        values = [
+            new.clone() if new is not old and any(new is s for s in slots if s is not None) else new
+            for old, new in zip(slots, values, strict=True)
+        ]
+        param.copy_(as_stored(value, param))
         for slot, old, new in zip(self.slots, slots, values, strict=True):
             if slot.integer and not (torch.compiler.is_compiling() or _on_device(group)):
                 state[slot.name] = int(new)
@@ -463,11 +316,11 @@ class Optimizer(torch.optim.Optimizer):
             if new is None or new is old:
                 continue
             if recorded or old is None:
-                value = _stored(new, param if old is None else old)
+                value = as_stored(new, param if old is None else old)
                 # A number may be another slot's tensor.
                 state[slot.name] = value.clone() if slot.scalar else value
             else:
-                old.copy_(_stored(new, old))
+                old.copy_(as_stored(new, old))
 
     def _run(self, update: Callable[[Group, Rows], None], group: Group, rows: Rows) -> None:
         """The update, of copies where the stored tensors do not serve."""
@@ -516,8 +369,8 @@ class Optimizer(torch.optim.Optimizer):
                 with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
                     value = slot.initial(group, param)
                     if slot.scalar and isinstance(value, Tensor):
-                        value = value.to(_scalar_dtype(), copy=True)
-                    state[slot.name] = _kept(slot, value, group, param) if slot.scalar else value
+                        value = value.to(scalar_dtype(), copy=True)
+                    state[slot.name] = kept(slot, value, group, param) if slot.scalar else value
         if state:
             self.state[param] = state
         return state
@@ -574,51 +427,56 @@ class Optimizer(torch.optim.Optimizer):
         self, index: int, group: Group, params: Tensors, rows: Rows
     ) -> Callable[[], None]:
         """Give `rows` its vectors. The result writes them back where they are copies."""
-        copies: list[tuple[Tensor, Tensor, Tensor]] = []
-        shared: list[tuple[list[Tensor], Tensor]] = []
-        members = dict.fromkeys(group["params"])
-        integers = [slot.name for slot in self.slots if slot.integer]
-        for name in integers:
-            values = [self.state[p][name] for p in params]
-            rows.vectors[name] = torch.tensor(values, dtype=torch.int64, device="cpu")
+        ends = []
         for slot in self.slots:
-            if not slot.scalar or slot.integer:
-                continue
-            first = self.state[params[0]][slot.name]
-            if isinstance(first, Tensor) and _is_shared(first):
-                # Other processes see these tensors: they stay where they are.
-                values = [self.state[p][slot.name] for p in params]
-                rows.vectors[slot.name] = torch.stack(values)
-                shared.append((values, rows.vectors[slot.name]))
-                continue
-            owners = [p for p in members if slot.name in self.state.get(p, ())]
-            vector = self._vector(index, group, slot.name, owners)
-            if len(params) == len(owners):
-                rows.vectors[slot.name] = vector.data
-                continue
-            position = {p: i for i, p in enumerate(owners)}
-            where = torch.tensor([position[p] for p in params], device=vector.data.device)
-            rows.vectors[slot.name] = vector.data[where]
-            copies.append((vector.data, where, rows.vectors[slot.name]))
+            if slot.scalar:
+                rows.vectors[slot.name], end = self._gather(index, group, params, slot)
+                ends.append(end)
 
         def scatter() -> None:
-            for data, where, part in copies:
-                data[where] = part
-            for values, part in shared:
-                for value, new in zip(values, part, strict=True):
-                    value.copy_(new)
-            for name in integers:
-                for param, value in zip(params, rows.vectors[name].tolist(), strict=True):
-                    self.state[param][name] = value
+            for end in ends:
+                end()
 
         return scatter
 
-    def _vector(self, index: int, group: Group, name: str, owners: list[Tensor]) -> _Vector:
+    def _gather(
+        self, index: int, group: Group, params: Tensors, slot: Slot
+    ) -> tuple[Tensor, Callable[[], object]]:
+        """The numbers of a slot as a vector, and what writes them back."""
+        values = [self.state[p][slot.name] for p in params]
+        if slot.integer:
+            return self._gather_integers(params, slot.name, values)
+        if isinstance(values[0], Tensor) and is_shared(values[0]):
+            # Other processes see these tensors: they stay where they are.
+            copy = torch.stack(values)
+            return copy, lambda: _write(values, copy)
+        members = dict.fromkeys(group["params"])
+        owners = [p for p in members if slot.name in self.state.get(p, ())]
+        data = self._vector(index, group, slot.name, owners).data
+        if len(params) == len(owners):
+            return data, lambda: None
+        position = {p: i for i, p in enumerate(owners)}
+        where = torch.tensor([position[p] for p in params], device=data.device)
+        part = data[where]
+        return part, lambda: data.index_put_((where,), part)
+
+    def _gather_integers(
+        self, params: Tensors, name: str, values: list[int]
+    ) -> tuple[Tensor, Callable[[], object]]:
+        vector = torch.tensor(values, dtype=torch.int64, device="cpu")
+
+        def scatter() -> None:
+            for param, value in zip(params, vector.tolist(), strict=True):
+                self.state[param][name] = value
+
+        return vector, scatter
+
+    def _vector(self, index: int, group: Group, name: str, owners: list[Tensor]) -> Vector:
         values = [self.state[p][name] for p in owners]
         vector = self._vectors.get((index, name))
         if vector is None or not vector.holds(values):
-            example = _scalar(values[0], group, owners[0])
-            vector = _Vector(values, example.dtype, example.device)
+            example = as_scalar(values[0], group, owners[0])
+            vector = Vector(values, example.dtype, example.device)
             self._vectors[index, name] = vector
             for param, view in zip(owners, vector.views, strict=True):
                 self.state[param][name] = view
@@ -701,9 +559,9 @@ class Optimizer(torch.optim.Optimizer):
                 f"{type(self).__name__} are: {', '.join(known) or 'none'}."
             )
         return {
-            name: _kept(known[name], value, group, param, copy=True)
+            name: kept(known[name], value, group, param, copy=True)
             if name in known and known[name].scalar
-            else _moved(value, param.device)
+            else moved(value, param.device)
             for name, value in given.items()
         }
 
@@ -726,9 +584,9 @@ class Routine(Optimizer):
             )
 
 
-def _is_shared(tensor: Tensor) -> bool:
-    """Whether other processes may see a tensor of the host."""
-    return tensor.device.type == "cpu" and bool(tensor.is_shared())  # type: ignore[no-untyped-call]
+def _write(targets: list[Tensor], values: Tensor) -> None:
+    for target, value in zip(targets, values, strict=True):
+        target.copy_(value)
 
 
 def _rounds(params: list[Tensor]) -> Iterator[list[Tensor]]:
@@ -742,23 +600,8 @@ def _rounds(params: list[Tensor]) -> Iterator[list[Tensor]]:
         params = list(count.elements())
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    """A slot's copy on a device: a tensor, a list of them, or a number."""
-    if isinstance(value, Tensor):
-        return value.to(device=device, copy=True)
-    return [_moved(v, device) for v in value] if isinstance(value, list) else deepcopy(value)
-
-
 def _has_sparse_grad(param: Tensor) -> bool:
     return param.grad is not None and param.grad.is_sparse
-
-
-def _stored(value: Any, like: Tensor) -> Tensor:
-    """A new value as a parameter or a slot holds it."""
-    if not isinstance(value, Tensor):
-        return torch.full_like(like, value)
-    tensor = as_complex(value) if like.is_complex() and not value.is_complex() else value
-    return tensor.to(like.dtype)
 
 
 def _on_device(group: Group) -> bool:
@@ -775,25 +618,3 @@ def _refuse_capture(group: Group) -> None:
             "If capturable=True, params and state_steps must be on supported devices: "
             f"{_get_capturable_supported_devices()}."
         )
-
-
-def _kept(slot: Slot, value: Any, group: Group, param: Tensor, copy: bool = False) -> Any:
-    """A scalar slot's value as the state holds it."""
-    return int(value) if slot.integer else _scalar(value, group, param, copy)
-
-
-def _scalar_dtype() -> torch.dtype:
-    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-
-
-def _scalar(value: Any, group: Group, param: Tensor, copy: bool = False) -> Tensor:
-    """A scalar slot as a zero-dimensional tensor: on the host unless the step must not wait, and of
-    32 bits at least, which torch's checkpoints of 16-bit parameters may lack."""
-    is_real = isinstance(value, Tensor) and value.is_floating_point()
-    dtype = torch.promote_types(value.dtype, torch.float32) if is_real else _scalar_dtype()
-    device = param.device if group["capturable"] or group["fused"] else torch.device("cpu")
-    if group["fused"]:
-        dtype = torch.float32
-    if isinstance(value, Tensor):
-        return value.to(device=device, dtype=dtype, copy=copy)
-    return torch.tensor(value, dtype=dtype, device=device)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._optimizer import max_abs
+from ._tensors import max_abs
 
 # A Python number, or a tensor without dimensions. They round differently, so what torch keeps as a
 # tensor is one here too.

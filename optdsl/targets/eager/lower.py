@@ -120,7 +120,7 @@ class Eager(Writer):
                 return self.chain(name, name, steps, indent), True
         if mentions(value, name):
             # A line per call would replace, in the first, what the others read.
-            return broken_call(f"{name} = {self.value(value)}", indent), True
+            return broken_call(f"{name} = {bare(self.value(value))}", indent), True
         receiver, steps = self.parts(value)
         receiver = receiver if steps else bare(receiver)
         return self.chain(name, receiver, steps, indent, bind=True), True

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import generated
-from generated import _optimizer
+from generated import _tensors
 from optdsl import interpret, pipeline
 from optdsl.ir import Assign, If, Let, Ref, Role
 from optdsl.ops import Kind
@@ -60,7 +60,7 @@ def hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def values(given: Any) -> Any:
-    return tuple(map(values, given)) if isinstance(given, tuple) else _optimizer.number(given)
+    return tuple(map(values, given)) if isinstance(given, tuple) else _tensors.number(given)
 
 
 def reference(spec: Any, group: dict[str, Any], param: Tensor, state: dict[str, Tensor]) -> Any:

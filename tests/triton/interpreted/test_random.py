@@ -14,7 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from generated._optimizer import Optimizer, Slot
+from generated._optimizer import Optimizer
+from generated._slots import Slot
 from optdsl import interpret
 from optdsl.emit import render
 from optdsl.parse import parse
