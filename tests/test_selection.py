@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from generated._foreach import scale_
-from generated._optimizer import Rows, as_real, as_real_list, dot, max_abs, number
+from generated._slots import Rows
+from generated._tensors import as_real, as_real_list, dot, max_abs, number
 from optdsl import interpret, ir
 from optdsl.emit import render
 from optdsl.parse import parse
