@@ -443,11 +443,12 @@ class Optimizer(torch.optim.Optimizer):
         self, index: int, group: Group, params: Tensors, slot: Slot
     ) -> tuple[Tensor, Callable[[], object]]:
         """The numbers of a slot as a vector, and what writes them back."""
-        values = [self.state[p][slot.name] for p in params]
+        first = self.state[params[0]][slot.name]
         if slot.integer:
-            return self._gather_integers(params, slot.name, values)
-        if isinstance(values[0], Tensor) and is_shared(values[0]):
+            return self._gather_integers(params, slot.name)
+        if isinstance(first, Tensor) and is_shared(first):
             # Other processes see these tensors: they stay where they are.
+            values = [self.state[p][slot.name] for p in params]
             copy = torch.stack(values)
             return copy, lambda: _write(values, copy)
         members = dict.fromkeys(group["params"])
@@ -460,9 +461,8 @@ class Optimizer(torch.optim.Optimizer):
         part = data[where]
         return part, lambda: data.index_put_((where,), part)
 
-    def _gather_integers(
-        self, params: Tensors, name: str, values: list[int]
-    ) -> tuple[Tensor, Callable[[], object]]:
+    def _gather_integers(self, params: Tensors, name: str) -> tuple[Tensor, Callable[[], object]]:
+        values = [self.state[p][name] for p in params]
         vector = torch.tensor(values, dtype=torch.int64, device="cpu")
 
         def scatter() -> None:
