@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from optdsl.diagnostics import Code
-from optdsl.ir import FLAGS, Schedule, Spec
+from optdsl.ir import FLAGS, Assign, Average, Ref, Role, Schedule, Spec
 from optdsl.ops import (
     DTYPES,
     PROPERTIES,
@@ -26,6 +26,7 @@ from optdsl.ops import (
     Infix,
     Kind,
     Op,
+    Phrase,
     Prefix,
     Rule,
     Type,
@@ -33,7 +34,7 @@ from optdsl.ops import (
 from optdsl.pipeline import shipped_library
 from optdsl.resolve import scope
 from optdsl.resolve.schedule import ScheduleResolver
-from optdsl.source import NOWHERE, Source
+from optdsl.source import Source
 from optdsl.targets import TARGETS, section
 
 PAGE = Path(__file__).with_name("language.md")
@@ -48,6 +49,13 @@ NOTES = {
     "max": "of tensors: NaN wins; of numbers: Python's `max`",
     "min": "of tensors: NaN wins; of numbers: Python's `min`",
     "lerp": "`lerp(a, b, w)`: from tensor `a` to tensor `b`, as `torch.lerp` rounds it",
+    "call": "a function that the user gave",
+    "floor": "the largest integer that is not above it",
+    "count": "how many elements of a list equal a number",
+    "reached": "how many elements of a list are not above a number",
+    "floor_log": "the largest integer n with `b ** n <= a`, exact for integers",
+    "is_integer": "whether an argument is an integer, not whether its value is one: for conditions",
+    "is_number": "whether an argument is an integer or a float: for conditions",
     "where": "`where(mask, a, b)`: chosen for each element",
     "select": "chosen once, by a number's condition; only the chosen side is computed",
     "unset": "whether a slot has had no assignment yet, or an optional hyperparameter is None",
@@ -92,7 +100,7 @@ MEANINGS = {
     Code.ARITY: "a function with too many or too few values",
     Code.WRONG_KIND: "a tensor where a number is needed, or a number where a tensor is",
     Code.WRONG_TYPE: "a number, condition, text or tuple where another type is needed",
-    Code.DEFAULT_BREAKS_REQUIRE: "the defaults violate a `require`",
+    Code.DEFAULT_BREAKS_REQUIRE: "a default, an example or an argument violates a `require`",
     Code.DEFAULT_ORDER: "an argument without a default behind one that has a default",
     Code.MISSING_PART: "a definition without something that it needs",
     Code.OPTION_MISUSE: "an option that is not true or false, or a `fix` of a hyperparameter",
@@ -123,8 +131,10 @@ def code(text: str) -> str:
 
 
 def written(op: Op) -> str:
-    """An operator as specs write it, with operands `a`, `b`, `c`."""
-    names = "abcd"[: len(op.operands)]
+    """An operator as specs write it, with operands `a`, `b`, `c`, a condition `m`, a list `l`, a
+    function `f`."""
+    left = iter("abcde")
+    names = [LETTERS.get(t) or next(left) for t in op.operands]
     match op.source:
         case Infix(symbol=symbol):
             return f"a {symbol} b"
@@ -132,8 +142,8 @@ def written(op: Op) -> str:
             return f"{symbol}a"
         case Conditional():
             return "a if m else b"
-        case Call(name=name) if op.operands[0] is Type.BOOL:
-            return f"{name}(m, {', '.join(names[: len(names) - 1])})"
+        case Phrase(text=text):
+            return text.format(*names)
         case Call(name=name):
             return f"{name}({', '.join(names)})"
         case Along(name=name):
@@ -183,7 +193,15 @@ def fused(op: Op) -> str:
             return "no" if op.triton is None and op.name != "unset" else "yes"
 
 
-NAMES = {Type.NUMBER: "number", Type.BOOL: "condition", Type.TEXT: "dtype", Type.PREDICATE: "slot"}
+NAMES = {
+    Type.NUMBER: "number",
+    Type.BOOL: "condition",
+    Type.TEXT: "dtype",
+    Type.LIST: "list",
+    Type.FUNCTION: "function",
+    Type.PREDICATE: "slot",
+}
+LETTERS = {Type.BOOL: "m", Type.LIST: "l", Type.FUNCTION: "f"}
 
 
 def operators() -> str:
@@ -233,18 +251,24 @@ def codes() -> str:
     return table(("code", "means"), ((code(c), MEANINGS[c]) for c in Code))
 
 
+AVERAGE = Ref("average", Role.PARAM, Kind.ELEMENTWISE)
+UNCHANGED = Assign(AVERAGE, AVERAGE)
+UNITS = {Spec: "optimizers", Schedule: "schedules", Average: "averages"}
+
+
 def targets() -> str:
     empty = Source("spec.opt", "")
     samples = {
         Spec: Spec("NAME", empty, "", (), (), (), (), (), ()),
-        Schedule: Schedule("NAME", empty, "", (), (), (), (), None, None, (), (), (), NOWHERE),
+        Schedule: Schedule("NAME", empty, "", (), (), (), (), None, None, (), (), ()),
+        Average: Average("NAME", empty, "", (), (), (), (), UNCHANGED, UNCHANGED),
     }
     return table(
         ("target", "of", "template", "file of the package"),
         (
             (
                 code(t.name),
-                "optimizers" if t.unit is Spec else "schedules",
+                UNITS[t.unit],
                 code(f"templates/{t.template}"),
                 "shown only" if t.path is None else code(str(t.path(samples[t.unit]))),
             )

@@ -134,7 +134,7 @@ class Adafactor(Optimizer):
             raise ValueError(f"Learning rate should be >= 0 but is: {lr}")
         if not -math.inf < beta2_decay <= 0:
             raise ValueError(f"beta2_decay should be <= 0 but is: {beta2_decay}")
-        if not (eps1 is None or 0 <= eps1 < math.inf):
+        if eps1 is not None and not 0 <= eps1 < math.inf:
             raise ValueError(f"epsilon1 should be >= 0 but is: {eps1}")
         if not 0 <= eps2 < math.inf:
             raise ValueError(f"epsilon2 should be >= 0 but is: {eps2}")

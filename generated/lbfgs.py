@@ -68,7 +68,8 @@ class LBFGS(Routine):
         *,
         maximize: bool = False,
     ) -> None:
-        max_eval = max_iter * 5 // 4 if max_eval is None else max_eval
+        if max_eval is None:
+            max_eval = max_iter * 5 // 4
         defaults = {
             "lr": lr,
             "max_iter": max_iter,

@@ -66,7 +66,7 @@ class Muon(Optimizer):
         & \text{if } \operatorname{shape}_{0}(\theta) > \operatorname{shape}_{1}(\theta) \\
         & \quad x \leftarrow \operatorname{transpose}(x) \\
         & \mathrm{ratio} \leftarrow \sqrt{\max(1, \frac{\operatorname{shape}_{0}(\theta)}{\max(\operatorname{shape}_{1}(\theta), 1)})} \\
-        & \text{if } \mathrm{adjust\_lr\_fn} = \text{match_rms_adamw} \\
+        & \text{if } \mathrm{adjust\_lr\_fn} = \text{match\_rms\_adamw} \\
         & \quad \mathrm{ratio} \leftarrow 0.2 \, \sqrt{\max(\operatorname{shape}_{0}(\theta), \operatorname{shape}_{1}(\theta))} \\
         & \text{if } \lambda \neq 0 \\
         & \quad \theta \leftarrow \theta \, (1 - \eta \, \lambda) \\
@@ -141,9 +141,10 @@ class Muon(Optimizer):
             raise ValueError(f"momentum should be >= 0 but is: {momentum}")
         if not 0 <= weight_decay < math.inf:
             raise ValueError(f"weight decay should be >= 0 but is: {weight_decay}")
-        if not (
-            (adjust_lr_fn is None or adjust_lr_fn == "original")
-            or adjust_lr_fn == "match_rms_adamw"
+        if (
+            adjust_lr_fn is not None
+            and adjust_lr_fn != "original"
+            and adjust_lr_fn != "match_rms_adamw"
         ):
             raise ValueError(f"Adjust learning rate function {adjust_lr_fn} is not supported")
         if not ns_steps < 100:

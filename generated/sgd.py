@@ -119,7 +119,7 @@ class SGD(Optimizer):
             raise ValueError(f"Invalid dampening value: {dampening}")
         if not 0 <= weight_decay < math.inf:
             raise ValueError(f"Invalid weight_decay value: {weight_decay}")
-        if not (not nesterov or (momentum > 0 and dampening == 0)):
+        if nesterov and not (momentum > 0 and dampening == 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
     @staticmethod

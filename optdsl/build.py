@@ -14,18 +14,47 @@ from pathlib import Path, PurePosixPath
 
 from optdsl import resources
 from optdsl.emit import header, is_ours, python_path, render
-from optdsl.ir import Schedule, Spec, Unit
+from optdsl.ir import Average, Schedule, Spec, Unit
 from optdsl.pipeline import Library
+from optdsl.runtime import AVERAGE, RUNTIME, SCHEDULE
 from optdsl.source import Source
 from optdsl.targets import TARGETS, layout, section
 from optdsl.targets.imports import with_imports
 
 Plan = Mapping[PurePosixPath, str]
 SCHEDULES = "lr_scheduler"
+AVERAGES = "swa_utils"
 # Not every supported torch has it, so `import *` does not ask for it.
 RECENT = "swap_in_optimizer_params_and_state"
-# What torch.optim has beside algorithms: the package can stand in its place.
-FROM_TORCH = ("Optimizer", "swa_utils", RECENT)
+# What torch has beside algorithms, by the module: a package can stand in its place. Of these,
+# `import *` does not ask for what torch's does not.
+FROM_TORCH = {
+    "torch.optim": ("Optimizer", "swa_utils", RECENT),
+    "torch.optim.lr_scheduler": ("EPOCH_DEPRECATION_WARNING", "LRScheduler", "_LRScheduler"),
+    "torch.optim.swa_utils": ("SWALR",),
+}
+UNLISTED = (RECENT, "EPOCH_DEPRECATION_WARNING", "_LRScheduler")
+# What the runtime of schedules has for users, and in which of its modules.
+SCHEDULE_RUNTIME = {
+    "ChainedScheduler": "_combine",
+    "SequentialLR": "_combine",
+    "Schedule": "_schedule",
+    "Function": "_function",
+    "product": "_function",
+    "sequence": "_function",
+}
+# The same of averages.
+AVERAGE_RUNTIME = {
+    "AveragedModel": "_model",
+    "PARAM_LIST": "_average",
+    "get_ema_avg_fn": "_functions",
+    "get_ema_multi_avg_fn": "_functions",
+    "get_swa_avg_fn": "_functions",
+    "get_swa_multi_avg_fn": "_functions",
+    "update_bn": "_update_bn",
+}
+# What needs a subfolder of the runtime; the rest of it serves optimizers and averages.
+USERS: dict[str, set[type[Unit]]] = {SCHEDULES: {Schedule}, AVERAGES: {Average}}
 
 
 class BuildError(Exception):
@@ -49,6 +78,7 @@ class PackageView:
     imports: tuple[Export, ...]
     subpackages: tuple[str, ...]
     subpackage_tuple: str
+    origin: str
     from_torch: tuple[str, ...]
     from_torch_tuple: str
     public: tuple[str, ...]
@@ -100,41 +130,56 @@ def _unit_files(unit: Unit, command: str, modules: Mapping[str, str]) -> dict[Pu
         if text is not None:
             sections.setdefault(target.path(unit), []).append(text)
     head = header([unit.source], command)
-    return {path: head + with_imports("".join(t), modules) for path, t in sections.items()}
+    shared = {Spec: RUNTIME, Schedule: SCHEDULE, Average: AVERAGE}[type(unit)]
+    return {path: head + with_imports("".join(t), modules, shared) for path, t in sections.items()}
 
 
 def _package_files(library: Library, command: str) -> dict[PurePosixPath, str]:
     """The `__init__` modules, which import an algorithm when it is first asked for."""
     optimizers = [u for u in library.units if isinstance(u, Spec)]
     schedules = [u for u in library.units if isinstance(u, Schedule)]
-    subpackages = (SCHEDULES,) if schedules else ()
+    averages = [u for u in library.units if isinstance(u, Average)]
+    folders: tuple[tuple[str, Sequence[Unit]], ...] = ((SCHEDULES, schedules), (AVERAGES, averages))
+    subpackages = tuple(name for name, units in folders if units)
     head = header([u.source for u in library.units], command)
-    view = _package("Optimizers and learning-rate schedules.", optimizers, subpackages, FROM_TORCH)
+    summary = "Optimizers, learning-rate schedules and averages of models."
+    view = _package(summary, _exports(optimizers), "torch.optim", subpackages)
     files = {
         PurePosixPath("__init__.py"): head + layout.module(render("package.py.jinja", view)),
         PurePosixPath("py.typed"): head,
     }
     if schedules:
         head = header([u.source for u in schedules], command)
-        view = _package("Learning-rate schedules.", schedules, ())
+        # A definition of the user's takes the place of what the runtime calls so.
+        exports = SCHEDULE_RUNTIME | _exports(schedules)
+        view = _package("Learning-rate schedules.", exports, "torch.optim.lr_scheduler")
         text = layout.module(render("package.py.jinja", view))
         files[python_path(SCHEDULES, "__init__")] = head + text
+    if averages:
+        head = header([u.source for u in averages], command)
+        swalr = {s.name: f".{SCHEDULES}.swalr" for s in schedules if s.name == "SWALR"}
+        exports = AVERAGE_RUNTIME | swalr | _exports(averages)
+        view = _package("Averages of models.", exports, "torch.optim.swa_utils")
+        text = layout.module(render("package.py.jinja", view))
+        files[python_path(AVERAGES, "__init__")] = head + text
     return files
 
 
+def _exports(units: Sequence[Unit]) -> dict[str, str]:
+    return {unit.name: unit.name.lower() for unit in units}
+
+
 def _package(
-    summary: str,
-    units: Sequence[Unit],
-    subpackages: tuple[str, ...],
-    from_torch: tuple[str, ...] = (),
+    summary: str, modules: Mapping[str, str], origin: str, subpackages: tuple[str, ...] = ()
 ) -> PackageView:
-    names = sorted((u.name for u in units), key=_export_order)
-    exports = tuple(Export(name, name.lower()) for name in names)
+    """A package of names and their modules, in the place of the module `origin` of torch."""
+    from_torch = tuple(n for n in FROM_TORCH[origin] if n not in (*modules, *subpackages))
+    exports = tuple(Export(name, modules[name]) for name in sorted(modules, key=_export_order))
     imports = tuple(sorted(exports, key=lambda e: e.module))
-    listed = (*names, *subpackages, *(n for n in from_torch if n != RECENT))
+    listed = (*modules, *subpackages, *(n for n in from_torch if n not in UNLISTED))
     public = tuple(sorted(listed, key=_export_order))
     return PackageView(
-        summary, exports, imports, subpackages, _tuple(subpackages), from_torch,
+        summary, exports, imports, subpackages, _tuple(subpackages), origin, from_torch,
         _tuple(from_torch), public,
     )  # fmt: skip
 
@@ -160,7 +205,7 @@ def _runtime_files(library: Library, command: str) -> dict[PurePosixPath, str]:
         files[python_path(f"_{routine}")] = head + text
     for path in sorted(folder.rglob("*.py")):
         name = PurePosixPath(path.relative_to(folder).as_posix())
-        if (Schedule if name.parts[0] == SCHEDULES else Spec) in wanted:
+        if wanted & USERS.get(name.parts[0], {Spec, Average}):
             text = path.read_text(encoding="utf-8")
             files[name] = header([Source(f"templates/package/{name}", text)], command) + text
     return files

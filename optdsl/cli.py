@@ -1,4 +1,4 @@
-"""The command line: build, check, show."""
+"""The command line: build, check, show, plot."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 
 # In the repository of optdsl itself; elsewhere -o is required.
 DEFAULT_OUTPUT = Path("generated")
+DEFAULT_PICTURE = Path("schedules.svg")
 
 Specs = Annotated[list[Path], typer.Argument(help="Spec files, or folders of them.")]
 
@@ -100,7 +101,7 @@ def check_specs(specs: Specs) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="An optimizer or a schedule.")],
+    name: Annotated[str, typer.Argument(help="An optimizer, a schedule or an average.")],
     after: Annotated[
         str | None, typer.Option(help="Show the update after this pass of the compiler.")
     ] = None,
@@ -127,6 +128,41 @@ def show(
         _show_pass(unit, after)
     else:
         typer.echo(unit.source.text.rstrip("\n"))
+
+
+@app.command()
+def plot(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME",
+            help="Schedules: a name, which takes the arguments of its spec's examples, or a call "
+            "such as 'StepLR(step_size=30)'.",
+        ),
+    ],
+    steps: Annotated[int | None, typer.Option(help="How many epochs.")] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The picture: .svg or .png.")
+    ] = DEFAULT_PICTURE,
+    specs: Annotated[
+        list[Path] | None, typer.Option(help="Where they are defined. Default: the shipped specs.")
+    ] = None,
+) -> None:
+    """Draw the rates of schedules over the epochs."""
+    from optdsl.pipeline import shipped_library
+    from optdsl.plot import STEPS, PlotError, check_file, curves, draw, save
+
+    try:
+        check_file(output)
+        library = _load(specs) if specs else shipped_library()
+        shown = curves(library, names, steps=STEPS if steps is None else steps)
+        save(draw(shown), output)
+    except PlotError as error:
+        _fail(str(error))
+    for curve in shown:
+        if curve.end:
+            typer.echo(f"note: {curve.schedule.name} ends early. {curve.end}", err=True)
+    typer.echo(f"{output}: {', '.join(dict.fromkeys(c.schedule.name for c in shown))}.")
 
 
 def _show_target(unit: Unit, name: str) -> None:

@@ -1,25 +1,34 @@
-"""Spec x NumPy arrays -> arrays, in float64: what a spec means. Shares no code with any backend."""
+"""Spec x NumPy arrays -> arrays, Schedule x epochs -> rates, in float64: what a spec means. Shares
+no code with any backend."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from typing import Any, assert_never
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from functools import partial
+from itertools import count, islice
+from types import MappingProxyType
+from typing import Any, Literal, assert_never
 
 import numpy as np
 
 from optdsl.ir import (
     Apply,
     Assign,
+    Average,
     Const,
     Descend,
     Expr,
     If,
+    Keep,
     Let,
     Ref,
     Repeat,
+    Require,
+    Schedule,
     Spec,
     State,
     Stmt,
+    follows_epoch,
 )
 from optdsl.ops import OPS, PROPERTIES, Kind
 
@@ -115,3 +124,262 @@ def step(
     run(spec.scalars + spec.body, names)
     slots = {s.name: names[s.name] for s in spec.states if names[s.name] is not None}
     return names["param"], slots
+
+
+# Averages
+
+
+def averaged(
+    average: Average,
+    hypers: Mapping[str, Value],
+    value: np.ndarray[Any, np.dtype[np.float64]],
+    param: np.ndarray[Any, np.dtype[np.float64]],
+    n: int,
+    *,
+    form: Literal["each", "multi"] = "each",
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The next value of a tensor's average, which is the model's own for the first model.
+
+    Args:
+        average: as resolved.
+        hypers: every hyperparameter and option by name; a tuple as one value.
+        value: float64, the average of the models before.
+        param: float64, the same tensor of the next model.
+        n: how many models there were before.
+        form: which of the two.
+
+    Raises:
+        KeyError: a hyperparameter is missing.
+    """
+    if n == 0:
+        return np.array(param)
+    names: Environment = {**properties(param), **hypers, "average": value, "param": param, "n": n}
+    for hyper in average.hypers:
+        if hyper.components:
+            names.update(zip(hyper.components, hypers[hyper.name], strict=True))
+    run((*average.lets, average.each if form == "each" else average.multi), names)
+    result: np.ndarray[Any, np.dtype[np.float64]] = names["average"]
+    return result
+
+
+# Schedules
+
+
+class _Names(dict[str, Value]):
+    """The names of a schedule at one epoch, for one parameter group. What the schedule declares is
+    computed when it is first read."""
+
+    def __init__(self, schedule: Schedule, given: Mapping[str, Value]) -> None:
+        super().__init__(given)
+        for hyper in schedule.hypers:
+            if hyper.components:
+                self.update(zip(hyper.components, given[hyper.name], strict=True))
+        self.declared = {let.name: let.value for let in schedule.lets}
+        self.declared.update((kept.name, kept.initial) for kept in schedule.kept)
+
+    def __missing__(self, name: str) -> Value:
+        self[name] = evaluate(self.declared[name], self)
+        return self[name]
+
+
+def arguments(schedule: Schedule, given: Mapping[str, Value]) -> dict[str, Value]:
+    """Every hyperparameter of a schedule by name: those given, and the defaults of the others.
+
+    Args:
+        schedule: as resolved.
+        given: hyperparameters by name. What may be a list with a value for each group has one.
+
+    Raises:
+        TypeError: one is unknown, or one without a default is missing.
+        ValueError: a `require` of the schedule does not hold.
+    """
+    for name in given:
+        if all(name != hyper.name for hyper in schedule.hypers):
+            raise TypeError(f"{schedule.name} has no argument '{name}'.")
+    values: dict[str, Value] = {}
+    for hyper in schedule.hypers:
+        if hyper.name in given:
+            value = given[hyper.name]
+            one = hyper.type.per_group and isinstance(value, list | tuple)
+            values[hyper.name] = value[0] if one else value
+        elif hyper.parts:
+            values[hyper.name] = tuple(evaluate(part, values) for part in hyper.parts)
+        elif hyper.default is not None:
+            values[hyper.name] = evaluate(hyper.default, values)
+        else:
+            raise TypeError(f"{schedule.name} needs the argument '{hyper.name}'.")
+    names = _Names(schedule, values)
+    for require in schedule.requires:
+        if not follows_epoch(schedule, require.condition):
+            _check(require, names)
+    return values
+
+
+def examples(schedule: Schedule) -> dict[str, Value]:
+    """The arguments that show what a schedule does, and the function `metric` of an epoch where a
+    metric drives it. Functions take and give a number."""
+    values: dict[str, Value] = {}
+    for example in schedule.examples:
+        match example.value:
+            case tuple(items):
+                values[example.name] = [evaluate(item, {}) for item in items]
+            case value if example.parameters:
+                values[example.name] = partial(_call, example.parameters[0], value)
+            case value:
+                values[example.name] = evaluate(value, {})
+    return values
+
+
+def _call(parameter: str, value: Expr, given: float) -> float:
+    return float(evaluate(value, {parameter: given}))
+
+
+def _check(require: Require, names: Mapping[str, Value]) -> None:
+    if not evaluate(require.condition, names):
+        raise ValueError(require.message.format_map(names))
+
+
+def _at(
+    schedule: Schedule,
+    hypers: Mapping[str, Value],
+    t: float,
+    base_lr: float,
+    more: Mapping[str, Value] = MappingProxyType({}),
+) -> _Names:
+    """The names at an epoch for which the schedule's conditions hold."""
+    names = _Names(schedule, {**hypers, "t": t, **more})
+    # A schedule may have a first rate of its own: as an argument, or as a value of the groups.
+    own = any(kept.name == "initial_lr" and kept.keep is Keep.GROUP for kept in schedule.kept)
+    names.setdefault("base_lr", names["initial_lr"] if own else base_lr)
+    names.update(_phase(schedule, names))
+    for require in schedule.requires:
+        if follows_epoch(schedule, require.condition):
+            _check(require, names)
+    return names
+
+
+def _phase(schedule: Schedule, names: Mapping[str, Value]) -> dict[str, Value]:
+    """How far the phase of an epoch has come, and between which values each target moves."""
+    found: dict[str, Value] = {}
+    begin: Value = 0.0
+    for phase in schedule.phases:
+        if phase.when is not None and not evaluate(phase.when, names):
+            continue
+        end = evaluate(phase.end, names)
+        found = {"progress": 1.0 if names["t"] >= end else (names["t"] - begin) / (end - begin)}
+        for move in phase.moves:
+            found[f"start_{move.target}"] = names[move.start]
+            found[f"end_{move.target}"] = names[move.end]
+        if names["t"] <= end:
+            break
+        begin = end
+    return found
+
+
+def closed(
+    schedule: Schedule, hypers: Mapping[str, Value], t: float, base_lr: float = 1.0
+) -> dict[str, float]:
+    """What the closed forms give at an epoch: "lr", and every further target by its name.
+
+    Args:
+        schedule: as resolved, with a closed form.
+        hypers: every hyperparameter by name, as from `arguments`.
+        t: the epoch; a fraction where the schedule takes one.
+        base_lr: the rate that the schedule begins from, unless it has one of its own.
+
+    Raises:
+        KeyError: a hyperparameter is missing.
+        ValueError: a `require` of the schedule does not hold at this epoch.
+    """
+    assert schedule.closed is not None
+    names = _at(schedule, hypers, t, base_lr)
+    return {"lr": float(evaluate(schedule.closed, names)), **_targets(schedule, names)}
+
+
+def chain(
+    schedule: Schedule,
+    hypers: Mapping[str, Value],
+    t: float,
+    lr: float,
+    base_lr: float = 1.0,
+    *,
+    initial: bool = False,
+) -> dict[str, float]:
+    """What the chain form makes of the rate `lr` at an epoch, and every further target; the rest
+    is as for `closed`. `initial` is true where a schedule begins, or begins again."""
+    assert schedule.chain is not None
+    names = _at(schedule, hypers, t, base_lr, {"lr": lr, "initial": initial})
+    return {"lr": float(evaluate(schedule.chain, names)), **_targets(schedule, names)}
+
+
+def _targets(schedule: Schedule, names: Mapping[str, Value]) -> dict[str, float]:
+    return {
+        target.name: float(evaluate(target.closed, names))
+        for target in schedule.targets
+        if target.when is None or evaluate(target.when, names)
+    }
+
+
+def epochs(
+    schedule: Schedule,
+    hypers: Mapping[str, Value],
+    base_lr: float = 1.0,
+    *,
+    form: Literal["closed", "chain"] | None = None,
+    metrics: Iterable[float] = (),
+) -> Iterator[dict[str, float]]:
+    """The values of epoch 0, 1, 2, ...: "lr", and every further target by its name.
+
+    Args:
+        schedule: as resolved.
+        hypers: every hyperparameter by name, as from `arguments`.
+        base_lr: the rate that the schedule begins from, unless it has one of its own.
+        form: the form to follow; None is the closed one where there is one.
+        metrics: what the epochs 0, 1, 2, ... measure, for a schedule that is driven by a metric:
+            its values end with the epoch behind the last metric.
+
+    Raises:
+        KeyError: a hyperparameter is missing.
+        ValueError: a `require` of the schedule does not hold at this epoch.
+    """
+    if schedule.body:
+        yield from _driven(schedule, hypers, base_lr, metrics)
+    elif form == "closed" or (form is None and schedule.closed is not None):
+        for t in count():
+            yield closed(schedule, hypers, t, base_lr)
+    else:
+        lr = _at(schedule, hypers, 0, base_lr)["base_lr"]
+        for t in count():
+            values = chain(schedule, hypers, t, lr, base_lr, initial=t == 0)
+            lr = values["lr"]
+            yield values
+
+
+def _driven(
+    schedule: Schedule, hypers: Mapping[str, Value], base_lr: float, metrics: Iterable[float]
+) -> Iterator[dict[str, float]]:
+    names = _at(schedule, hypers, 0, base_lr)
+    states = [kept.name for kept in schedule.kept if kept.keep is not Keep.OBSERVED]
+    carried = {"lr": names["base_lr"], **{name: names[name] for name in states}}
+    yield {"lr": float(carried["lr"])}
+    for t, metric in enumerate(metrics, start=1):
+        names = _at(schedule, hypers, t, base_lr, {"metric": metric, **carried})
+        # Before the update changes what they read.
+        names.update({let.name: names[let.name] for let in schedule.lets})
+        run(schedule.body, names)
+        carried = {name: names[name] for name in carried}
+        yield {"lr": float(carried["lr"])}
+
+
+def rates(
+    schedule: Schedule,
+    hypers: Mapping[str, Value],
+    steps: int,
+    base_lr: float = 1.0,
+    *,
+    form: Literal["closed", "chain"] | None = None,
+    metrics: Iterable[float] = (),
+) -> list[float]:
+    """The rates of the epochs 0 to `steps` - 1. Arguments and errors are those of `epochs`."""
+    follow = epochs(schedule, hypers, base_lr, form=form, metrics=metrics)
+    return [values["lr"] for values in islice(follow, steps)]

@@ -130,14 +130,20 @@ class Base(StrEnum):
     INT = "int"
     BOOL = "bool"
     TEXT = "text"
+    FUNCTION = "function"
 
 
 @dataclass(frozen=True, slots=True)
 class ValueType:
+    """`per_group`: one value, or a list of one for each parameter group; `grouped`: kept in the
+    parameter groups, under its name; `many`: any number of values, whose order nothing reads."""
+
     base: Base
     optional: bool = False
     per_group: bool = False
     choices: tuple[str, ...] = ()
+    grouped: bool = False
+    many: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,8 @@ class Hyper:
     """A hyperparameter, or an option where `kind` is OPTION. `default` is an expression over other
     hyperparameters, `literal` its text as typed; both are None for a required one. A tuple such as
     `betas` has its parts' names in `components`, those that may be unset in `optional_parts`, and
-    their defaults in `parts`."""
+    their defaults in `parts`. A schedule's may exist only `when` a condition holds, and be kept
+    `as` an attribute of another name."""
 
     name: str
     kind: Kind
@@ -155,16 +162,20 @@ class Hyper:
     components: tuple[str, ...] = ()
     parts: tuple[Expr, ...] = ()
     optional_parts: tuple[str, ...] = ()
+    when: Expr | None = None
+    attribute: str = ""
     span: Span = _nowhere()
 
 
 @dataclass(frozen=True, slots=True)
 class Require:
-    """A condition that must hold. `message` may hold `{name}`; `hypers` are the names it reads."""
+    """A condition that must hold. `message` may hold `{name}`, and is the author's where `told`;
+    `hypers` are the hyperparameters that the condition reads."""
 
     condition: Expr
     message: str
     hypers: tuple[str, ...]
+    told: bool = False
     span: Span = _nowhere()
 
 
@@ -227,10 +238,78 @@ class Spec:
     span: Span = _nowhere()
 
 
+class Keep(StrEnum):
+    """Where a value of a schedule is kept."""
+
+    STATE = "in the schedule and its checkpoints"
+    GROUP = "in the parameter groups, one for each"
+    OBSERVED = "in the schedule and its checkpoints, from which it is never read"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A value that a schedule keeps under a name. One that is observed follows the epoch, or is as
+    constant as its expression; the others begin with `initial`. `attribute` is the name in
+    checkpoints where it differs."""
+
+    name: str
+    initial: Expr
+    keep: Keep = Keep.STATE
+    when: Expr | None = None
+    attribute: str = ""
+    span: Span = _nowhere()
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """In a phase, `target` goes from the group's value `start` to its value `end`."""
+
+    target: str
+    start: str
+    end: str
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """It lasts until the epoch `end`, itself included; the last phase has no end but for
+    `progress`. A phase whose `when` is false does not exist."""
+
+    end: Expr
+    moves: tuple[Move, ...]
+    when: Expr | None = None
+    span: Span = _nowhere()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`closed momentum = e`: a hyperparameter besides the rate that a schedule drives."""
+
+    name: str
+    closed: Expr
+    when: Expr | None = None
+    span: Span = _nowhere()
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An argument that shows what a schedule does, for documentation, pictures and tests. A list
+    has several values; a function has its parameters' names; `metric` is the metric of an
+    epoch."""
+
+    name: str
+    parameters: tuple[str, ...]
+    value: Expr | tuple[Expr, ...]
+    span: Span = _nowhere()
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """A learning-rate schedule. `closed` gives the rate from the epoch `t` and `base_lr`, `chain`
-    from the current `lr`; a schedule driven by a metric has states and an update instead."""
+    from the current `lr`; a schedule driven by a metric has an update instead. `phases`, kept under
+    the name `phases_attribute`, give forms the names `progress`, and `start_x` and `end_x` for each
+    target x. A hyperparameter called
+    `base_lr` is the first rate, in place of the group's. With `fractional`, an epoch may be a
+    fraction. `requires` that read `t` hold at each epoch, the others at construction."""
 
     name: str
     source: Source
@@ -241,13 +320,36 @@ class Schedule:
     lets: tuple[Let, ...]
     closed: Expr | None
     chain: Expr | None
-    states: tuple[State, ...]
+    kept: tuple[Kept, ...]
     parameters: tuple[str, ...]
     body: tuple[Stmt, ...]
+    targets: tuple[Target, ...] = ()
+    phases: tuple[Phase, ...] = ()
+    phases_attribute: str = ""
+    fractional: bool = False
+    examples: tuple[Example, ...] = ()
     span: Span = _nowhere()
 
 
-Unit = Spec | Schedule
+@dataclass(frozen=True, slots=True)
+class Average:
+    """A running average of models. `each` gives the next `average` of a tensor from the `param` of
+    the next model and the number `n` of models before it; `multi` is the same for lists of tensors,
+    and may round otherwise. Where a spec has one of them, it is both."""
+
+    name: str
+    source: Source
+    doc: str
+    cites: tuple[str, ...]
+    hypers: tuple[Hyper, ...]
+    requires: tuple[Require, ...]
+    lets: tuple[Let, ...]
+    each: Assign
+    multi: Assign
+    span: Span = _nowhere()
+
+
+Unit = Spec | Schedule | Average
 
 
 def kind_of(expr: Expr) -> Kind:
@@ -358,6 +460,42 @@ def statements(body: tuple[Stmt, ...]) -> Iterator[Stmt]:
 def reads(body: tuple[Stmt, ...]) -> Iterator[Ref]:
     """The names that statements read, nested ones included."""
     return (r for s in statements(body) for e in expressions(s) for r in refs(e))
+
+
+def kept_hypers(schedule: Schedule) -> tuple[Hyper, ...]:
+    """The hyperparameters that a schedule needs after its construction: those that a rate, an
+    update, an observed value of an epoch or a condition on it reads. First values, and what is
+    constant, are computed once."""
+    lets = {let.name: let.value for let in schedule.lets}
+    observed = {k.name: k for k in schedule.kept if k.keep is Keep.OBSERVED}
+    asked = [e for e in (schedule.closed, schedule.chain) if e is not None]
+    asked += [e for s in statements(schedule.body) for e in expressions(s)]
+    for target in schedule.targets:
+        asked += [target.closed] if target.when is None else [target.closed, target.when]
+    asked += [k.initial for k in observed.values() if follows_epoch(schedule, k.initial)]
+    asked += [r.condition for r in schedule.requires if follows_epoch(schedule, r.condition)]
+    names: set[str] = set()
+    while asked:
+        for ref in refs(asked.pop()):
+            if ref.name in lets and ref.name not in names:
+                asked.append(lets[ref.name])
+            names.add(ref.name)
+    return tuple(h for h in schedule.hypers if names & {h.name, *h.components})
+
+
+def follows_epoch(schedule: Schedule, expr: Expr) -> bool:
+    """Whether a value reads the epoch: itself, or through names of the schedule."""
+    inside = {let.name: let.value for let in schedule.lets}
+    inside |= {k.name: k.initial for k in schedule.kept if k.keep is Keep.OBSERVED}
+    names, asked = set[str](), [expr]
+    while asked:
+        for ref in refs(asked.pop()):
+            if ref.role is Role.GIVEN and ref.name not in ("lr", "base_lr"):
+                return True
+            if ref.name in inside and ref.name not in names:
+                asked.append(inside[ref.name])
+            names.add(ref.name)
+    return False
 
 
 def expressions(stmt: Stmt) -> tuple[Expr, ...]:

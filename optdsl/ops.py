@@ -6,6 +6,7 @@ One row per operator, no default columns: a new column makes mypy ask every row 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, IntEnum, StrEnum
@@ -34,6 +35,8 @@ class Type(StrEnum):
     NUMBER = "number"
     BOOL = "bool"
     TEXT = "text"
+    LIST = "list"
+    FUNCTION = "function"
     PREDICATE = "predicate"  # takes a slot's name, not its value
 
 
@@ -119,6 +122,13 @@ class Conditional:
 
 
 @dataclass(frozen=True, slots=True)
+class Phrase:
+    """A text that holds the operands, `{0}` and `{1}`: each is a name, or between delimiters."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """A LaTeX command that takes each operand in braces."""
 
@@ -147,6 +157,7 @@ Spelling = (
     | Along
     | KeepDim
     | Conditional
+    | Phrase
     | Command
     | Superscript
     | Fence
@@ -172,7 +183,7 @@ class Op:
     latex: Spelling | None
 
 
-N, B, T = Type.NUMBER, Type.BOOL, Type.TEXT
+N, B, T, L, F = Type.NUMBER, Type.BOOL, Type.TEXT, Type.LIST, Type.FUNCTION
 JOIN = Rule.JOIN
 
 
@@ -202,6 +213,29 @@ def _norm_along(x: Any, dim: int) -> Any:
 
 def _zeros_along(like: Any, dim: int) -> Any:
     return np.zeros_like(np.sum(like, axis=dim, keepdims=True))
+
+
+def _reached(values: Any, x: Any) -> int:
+    return sum(many for value, many in Counter(values).items() if value <= x)
+
+
+def _floor_log(x: Any, base: Any) -> float:
+    if not 0 < x < np.inf or not base > 1:
+        return np.nan  # there is no largest n
+    n = 0
+    while base**n > x:
+        n -= 1
+    while base ** (n + 1) <= x:
+        n += 1
+    return n
+
+
+def _is_integer(x: Any) -> bool:
+    return isinstance(x, int | np.integer)
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float | np.number)
 
 
 def _no_value(*_: Any) -> Any:
@@ -243,6 +277,7 @@ TABLE: tuple[Op, ...] = (
     Op("sin", Call("sin"), (N,), N, JOIN, False, np.sin, Call("math.sin"), Method("sin", True), "sin", Call("tl.sin"), Call(r"\sin")),
     Op("cos", Call("cos"), (N,), N, JOIN, False, np.cos, Call("math.cos"), Method("cos", True), "cos", Call("tl.cos"), Call(r"\cos")),
     Op("abs", Call("abs"), (N,), N, JOIN, False, np.abs, Call("abs"), Method("abs", True), "abs", Call("tl.abs"), Fence("|", "|")),
+    Op("floor", Call("floor"), (N,), N, JOIN, False, np.floor, Call("math.floor"), Method("floor", True), "floor", Call("tl.floor"), Fence(r"\lfloor ", r" \rfloor")),
     Op("sign", Call("sign"), (N,), N, JOIN, False, _sign, None, Method("sign", True), "sign", Call("_math.sign"), Call(r"\operatorname{sign}")),
     Op("max", Call("max"), (N, N), N, JOIN, False, np.maximum, Call("max"), Call("torch.maximum"), "maximum", Call("_math.maximum"), Call(r"\max")),
     Op("min", Call("min"), (N, N), N, JOIN, False, np.minimum, Call("min"), Call("torch.minimum"), "minimum", Call("_math.minimum"), Call(r"\min")),
@@ -265,6 +300,13 @@ TABLE: tuple[Op, ...] = (
     Op("where", Call("where"), (B, N, N), N, JOIN, False, np.where, Conditional(), Call("torch.where"), None, Call("tl.where"), Call(r"\operatorname{where}")),
     Op("select", Conditional(), (B, N, N), N, Rule.SCALAR_ONLY, False, np.where, Conditional(), None, None, Call("tl.where"), Call(r"\operatorname{where}")),
     Op("unset", Call("unset"), (Type.PREDICATE,), B, JOIN, False, _no_value, None, None, None, None, Call(r"\operatorname{unset}")),
+    # What schedules ask. A list is a Counter, as in torch's MultiStepLR; `floor_log` is the package's.
+    Op("call", Phrase("{0}({1})"), (F, N), N, Rule.SCALAR_ONLY, False, lambda f, x: f(x), Phrase("{0}({1})"), None, None, None, Phrase("{0}({1})")),
+    Op("count", Call("count"), (L, N), N, Rule.SCALAR_ONLY, False, lambda values, x: Counter(values)[x], Phrase("{0}[{1}]"), None, None, None, Call(r"\operatorname{count}")),
+    Op("reached", Call("reached"), (L, N), N, Rule.SCALAR_ONLY, False, _reached, Phrase("bisect_right(sorted({0}.elements()), {1})"), None, None, None, Call(r"\operatorname{reached}")),
+    Op("floor_log", Call("floor_log"), (N, N), N, Rule.SCALAR_ONLY, False, _floor_log, Call("floor_log"), None, None, None, Phrase(r"\lfloor \log_{{{1}}} {0} \rfloor")),
+    Op("is_integer", Call("is_integer"), (N,), B, Rule.SCALAR_ONLY, False, _is_integer, Phrase("isinstance({0}, int)"), None, None, None, Phrase(r"{0} \in \mathbb{{Z}}")),
+    Op("is_number", Call("is_number"), (N,), B, Rule.SCALAR_ONLY, False, _is_number, Phrase("isinstance({0}, (int, float))"), None, None, None, Phrase(r"{0} \in \mathbb{{R}}")),
     # Reductions over one parameter.
     Op("sum", Call("sum"), (N,), N, Rule.REDUCE, False, np.sum, None, Method("sum"), None, Call("tl.sum"), Call(r"\operatorname{sum}")),
     Op("mean", Call("mean"), (N,), N, Rule.REDUCE, False, np.mean, None, Method("mean"), None, None, Call(r"\operatorname{mean}")),

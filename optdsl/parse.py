@@ -272,6 +272,9 @@ class _Builder(Transformer[Token, Any]):
     def _name(self, token: Token) -> syntax.Name:
         return syntax.Name(str(token), _token_span(self.source, token))
 
+    def _optional(self, token: Token | None) -> syntax.Name | None:
+        return None if token is None else self._name(token)
+
     def _text(self, token: Token) -> syntax.Text:
         return syntax.Text(str(token)[1:-1], _token_span(self.source, token))
 
@@ -281,9 +284,9 @@ class _Builder(Transformer[Token, Any]):
     def definition(
         self, meta: Meta, keyword: Token, name: Token, base: Token | None, *members: syntax.Member
     ) -> syntax.Definition:
-        base_name = None if base is None else self._name(base)
+        span = self._span(meta)
         return syntax.Definition(
-            str(keyword), self._name(name), base_name, members, self._span(meta)
+            str(keyword), self._name(name), self._optional(base), members, span
         )
 
     def doc(self, meta: Meta, text: Token) -> syntax.Doc:
@@ -292,25 +295,27 @@ class _Builder(Transformer[Token, Any]):
     def cite(self, meta: Meta, text: Token) -> syntax.Cite:
         return syntax.Cite(self._text(text), self._span(meta))
 
-    def hyper(
-        self,
-        meta: Meta,
-        name: Token,
-        type_: syntax.TypeExpr | None,
-        default: syntax.Expr | None,
-        *requires: syntax.RequireClause,
-    ) -> syntax.HyperDecl:
-        return syntax.HyperDecl(False, self._name(name), type_, default, requires, self._span(meta))
+    def hyper(self, meta: Meta, *parts: Any) -> syntax.HyperDecl:
+        return self._declaration(False, meta, *parts)
 
-    def option(
+    def option(self, meta: Meta, *parts: Any) -> syntax.HyperDecl:
+        return self._declaration(True, meta, *parts)
+
+    def _declaration(
         self,
+        is_option: bool,
         meta: Meta,
         name: Token,
         type_: syntax.TypeExpr | None,
         default: syntax.Expr | None,
+        when: syntax.Expr | None,
+        attribute: Token | None,
         *requires: syntax.RequireClause,
     ) -> syntax.HyperDecl:
-        return syntax.HyperDecl(True, self._name(name), type_, default, requires, self._span(meta))
+        return syntax.HyperDecl(
+            is_option, self._name(name), type_, default, when, self._optional(attribute), requires,
+            self._span(meta),
+        )  # fmt: skip
 
     def flags(self, meta: Meta, _dots: Token) -> syntax.Flags:
         return syntax.Flags(self._span(meta))
@@ -332,10 +337,12 @@ class _Builder(Transformer[Token, Any]):
         type_: syntax.TypeExpr | None,
         initial: syntax.Expr,
         when: syntax.Expr | None,
+        attribute: Token | None,
     ) -> syntax.StateDecl:
-        span = self._span(meta)
-        word = str(modifier or "")
-        return syntax.StateDecl(word, self._name(name), type_, initial, when, span)
+        return syntax.StateDecl(
+            str(modifier or ""), self._name(name), type_, initial, when, self._optional(attribute),
+            self._span(meta),
+        )  # fmt: skip
 
     def require(self, meta: Meta, *parts: Any) -> syntax.RequireClause:
         *conditions, message = parts
@@ -363,11 +370,60 @@ class _Builder(Transformer[Token, Any]):
         parameters = tuple(self._name(n) for n in names if n is not None)
         return syntax.Update(parameters, body, self._span(meta))
 
-    def closed(self, meta: Meta, value: syntax.Expr) -> syntax.Form:
-        return syntax.Form(True, value, self._span(meta))
+    def closed(
+        self, meta: Meta, target: Token | None, value: syntax.Expr, when: syntax.Expr | None
+    ) -> syntax.Form:
+        return syntax.Form(True, self._optional(target), value, when, self._span(meta))
 
     def chain(self, meta: Meta, value: syntax.Expr) -> syntax.Form:
-        return syntax.Form(False, value, self._span(meta))
+        return syntax.Form(False, None, value, None, self._span(meta))
+
+    def observe(
+        self,
+        meta: Meta,
+        name: Token,
+        value: syntax.Expr,
+        when: syntax.Expr | None,
+        attribute: Token | None,
+    ) -> syntax.Observe:
+        span = self._span(meta)
+        return syntax.Observe(self._name(name), value, when, self._optional(attribute), span)
+
+    def function(self, meta: Meta, name: Token, *parts: Any) -> syntax.Function:
+        *parameters, value = parts
+        names = tuple(map(self._name, parameters))
+        return syntax.Function(self._name(name), names, value, self._span(meta))
+
+    def phases(
+        self, meta: Meta, attribute: Token | None, *phases: syntax.PhaseDecl
+    ) -> syntax.Phases:
+        return syntax.Phases(self._optional(attribute), phases, self._span(meta))
+
+    def phase(
+        self, meta: Meta, end: syntax.Expr, when: syntax.Expr | None, *moves: syntax.MoveDecl
+    ) -> syntax.PhaseDecl:
+        return syntax.PhaseDecl(end, when, moves, self._span(meta))
+
+    def move(self, meta: Meta, target: Token, start: Token, end: Token) -> syntax.MoveDecl:
+        ends = self._name(start), self._name(end)
+        return syntax.MoveDecl(self._name(target), *ends, self._span(meta))
+
+    def fractional(self, meta: Meta, _word: Token) -> syntax.Fractional:
+        return syntax.Fractional(self._span(meta))
+
+    def drive(self, meta: Meta, _word: Token, name: Token, value: syntax.Expr) -> syntax.Drive:
+        return syntax.Drive(self._name(name), value, self._span(meta))
+
+    def example(self, meta: Meta, name: Token, *parts: Any) -> syntax.ExampleDecl:
+        *parameters, value = parts
+        names = tuple(self._name(p) for p in parameters if p is not None)
+        return syntax.ExampleDecl(self._name(name), names, value, self._span(meta))
+
+    def each(self, meta: Meta, value: syntax.Expr) -> syntax.AverageForm:
+        return syntax.AverageForm(True, value, self._span(meta))
+
+    def multi(self, meta: Meta, value: syntax.Expr) -> syntax.AverageForm:
+        return syntax.AverageForm(False, value, self._span(meta))
 
     def type(self, meta: Meta, *parts: Any) -> syntax.TypeExpr:
         components = parts[0] if isinstance(parts[0], tuple) else ()

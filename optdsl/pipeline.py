@@ -25,9 +25,9 @@ from pathlib import Path
 
 from optdsl import resources
 from optdsl.diagnostics import Code, Diagnostic, SpecError
-from optdsl.ir import Spec, Unit
+from optdsl.ir import Average, Spec, Unit
 from optdsl.parse import parse
-from optdsl.resolve import resolve
+from optdsl.resolve import needs, resolve
 from optdsl.source import Source, display_name
 from optdsl.syntax import SyntaxTree
 
@@ -109,7 +109,7 @@ def front(paths: Sequence[Path]) -> tuple[SyntaxTree, ...]:
             problems.append(
                 Diagnostic(
                     Code.EMPTY_FILE, "This file defines nothing.", source.name,
-                    hints=("Begin with: optimizer Name { ... }, or schedule Name { ... }",),
+                    hints=("Begin with: optimizer Name { ... }; or with schedule, or average.",),
                 )
             )  # fmt: skip
         trees.append(tree)
@@ -123,8 +123,9 @@ def _also_resolved(trees: list[SyntaxTree]) -> tuple[Diagnostic, ...]:
     try:
         resolve(trees, _shipped(trees))
     except SpecError as error:
-        # A base may be in a file that did not parse.
-        return tuple(d for d in error.diagnostics if d.code is not Code.UNKNOWN_BASE)
+        # A base, or a schedule that is called, may be in a file that did not parse.
+        missing = (Code.UNKNOWN_BASE, Code.UNKNOWN_FUNCTION)
+        return tuple(d for d in error.diagnostics if d.code not in missing)
     return ()
 
 
@@ -137,11 +138,11 @@ def _shipped(trees: Sequence[SyntaxTree]) -> dict[str, Unit]:
         for path in sorted(folder.rglob(f"*{SUFFIX}"))
     ]
     outside = [parse(source) for source in sources if source.text not in given]
-    # A shipped definition may extend one that is being built: then it cannot be in scope.
+    # A shipped definition may need one that is being built: then it cannot be in scope.
     built = {d.name.text for tree in trees for d in tree.definitions}
-    outside = [
-        t for t in outside if not any(d.base and d.base.text in built for d in t.definitions)
-    ]
+    while lost := [t for t in outside if any(needs(d) & built for d in t.definitions)]:
+        built |= {d.name.text for t in lost for d in t.definitions}
+        outside = [t for t in outside if t not in lost]
     units, _ = resolve(outside)
     return {unit.name: unit for unit in units}
 
@@ -158,6 +159,9 @@ def load(paths: Sequence[Path]) -> Library:
             ancestor = shipped[base]
             bases = {ancestor.name: ancestor, **bases}
             base = ancestor.base if isinstance(ancestor, Spec) else None
+    if any(isinstance(unit, Average) for unit in units):
+        # The averages of the functions that torch has, and of a model for which none is given.
+        bases.update((name, shipped[name]) for name in ("EMA", "SWA") if name in shipped)
     return Library((*bases.values(), *units), warnings)
 
 

@@ -37,6 +37,7 @@ from optdsl.ops import (
     Level,
     Method,
     Op,
+    Phrase,
     Prefix,
     Spelling,
     Superscript,
@@ -162,6 +163,8 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
             above = Level.OR
             text = f"{_fit(then, above)} if {_fit(condition, above)} else {orelse[0]}"
             return text, Level.TERNARY
+        case Phrase(text=text), _:
+            return text.format(*(operand for operand, _ in parts)), Level.ATOM
         case Command(name=name), _:
             # As the base of a power it needs parentheses.
             return name + "".join(f"{{{text}}}" for text, _ in parts), Level.UNARY

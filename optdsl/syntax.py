@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from optdsl.source import Span
@@ -156,12 +157,15 @@ class Cite:
 
 @dataclass(frozen=True, slots=True)
 class HyperDecl:
-    """A `hyper` or, with `is_option`, an `option`."""
+    """A `hyper` or, with `is_option`, an `option`. In a schedule it may be kept only `when` a
+    condition holds, and `as` an attribute of another name."""
 
     is_option: bool
     name: Name
     type: TypeExpr | None
     default: Expr | None
+    when: Expr | None
+    attribute: Name | None
     requires: tuple[RequireClause, ...]
     span: Span = span_field()
 
@@ -193,13 +197,14 @@ class Fix:
 
 @dataclass(frozen=True, slots=True)
 class StateDecl:
-    """`modifier` is `eager`, `output` or empty."""
+    """`modifier` is `eager`, `output`, `group` or empty."""
 
     modifier: str
     name: Name
     type: TypeExpr | None
     initial: Expr
     when: Expr | None
+    attribute: Name | None
     span: Span = span_field()
 
 
@@ -286,22 +291,111 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`closed = e` or `chain = e` of a schedule; `let name = e` is a `LetStmt` beside them."""
+    """`closed = e`, `closed target = e when c` or `chain = e` of a schedule; `let name = e` is a
+    `LetStmt` beside them."""
 
     is_closed: bool
+    target: Name | None
+    value: Expr
+    when: Expr | None
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """`observe name = e`: a value of a schedule for the user to read."""
+
+    name: Name
+    value: Expr
+    when: Expr | None
+    attribute: Name | None
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """`function name(x, y) = e`: an expression with a name, put where it is called."""
+
+    name: Name
+    parameters: tuple[Name, ...]
+    value: Expr
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class MoveDecl:
+    """`lr: initial_lr -> max_lr` in a phase."""
+
+    target: Name
+    start: Name
+    end: Name
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseDecl:
+    """`until e when c { ... }`"""
+
+    end: Expr
+    when: Expr | None
+    moves: tuple[MoveDecl, ...]
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """`phases { ... }` of a schedule, in their order."""
+
+    attribute: Name | None
+    phases: tuple[PhaseDecl, ...]
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Fractional:
+    """`fractional`: an epoch may be a fraction."""
+
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleDecl:
+    """`example name = e`, or for a function `example name(t) = e`."""
+
+    name: Name
+    parameters: tuple[Name, ...]
+    value: Expr
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """In a derived optimizer: `schedule name = e`, what a hyperparameter is in a step."""
+
+    name: Name
+    value: Expr
+    span: Span = span_field()
+
+
+@dataclass(frozen=True, slots=True)
+class AverageForm:
+    """`each = e` or `multi = e` of an average."""
+
+    is_each: bool
     value: Expr
     span: Span = span_field()
 
 
 Member = (
     Doc | Cite | HyperDecl | Flags | Signature | Fix | StateDecl | RequireClause | ParamRequire
-    | Sparse | Complex | Routine | Update | Form | LetStmt
+    | Sparse | Complex | Routine | Update | Form | LetStmt | Observe | Function | Phases
+    | Fractional | ExampleDecl | Drive | AverageForm
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """An `optimizer` or a `schedule`."""
+    """An `optimizer`, a `schedule` or an `average`."""
 
     keyword: str
     name: Name
@@ -314,3 +408,15 @@ class Definition:
 class SyntaxTree:
     definitions: tuple[Definition, ...]
     span: Span = span_field()
+
+
+def calls(node: object) -> Iterator[CallExpr]:
+    """Every call in a tree, or in a part of one."""
+    if isinstance(node, CallExpr):
+        yield node
+    if isinstance(node, tuple):
+        for item in node:
+            yield from calls(item)
+    elif is_dataclass(node) and not isinstance(node, Span):
+        for part in fields(node):
+            yield from calls(getattr(node, part.name))

@@ -22,11 +22,14 @@ GROUPS: tuple[tuple[type[syntax.Member], ...], ...] = (
         syntax.Sparse,
         syntax.Complex,
     ),
-    (syntax.Fix,),
-    (syntax.StateDecl,),
+    (syntax.Fix, syntax.Drive),
+    (syntax.Function,),
+    (syntax.StateDecl, syntax.Observe),
+    (syntax.Phases,),
     (syntax.LetStmt,),
-    (syntax.Form,),
+    (syntax.Form, syntax.Fractional, syntax.AverageForm),
     (syntax.Update, syntax.Routine),
+    (syntax.ExampleDecl,),
 )
 
 
@@ -85,20 +88,53 @@ def _member(member: syntax.Member) -> Iterator[str]:
             yield f"routine {name.text}"
         case syntax.LetStmt():
             yield from _statement(member)
-        case syntax.Form(is_closed=is_closed, value=value):
-            yield f"{'closed' if is_closed else 'chain'} = {unparse_expr(value)}"
+        case syntax.Form(is_closed=is_closed, target=target, value=value, when=when):
+            word = f"closed{_behind(' ', target)}" if is_closed else "chain"
+            yield f"{word} = {unparse_expr(value)}{_when(when)}"
+        case syntax.Observe(name=name, value=value, when=when, attribute=attribute):
+            kept = f"{_when(when)}{_behind(' as ', attribute)}"
+            yield f"observe {name.text} = {unparse_expr(value)}{kept}"
+        case syntax.Function(name=name, parameters=parameters, value=value):
+            yield f"function {name.text}{_parameters(parameters)} = {unparse_expr(value)}"
+        case syntax.Phases(attribute=attribute, phases=phases):
+            yield from _enclosed(f"phases{_behind(' as ', attribute)}", map(_phase, phases))
+        case syntax.Drive(name=name, value=value):
+            yield f"schedule {name.text} = {unparse_expr(value)}"
+        case syntax.Fractional():
+            yield "fractional"
+        case syntax.ExampleDecl(name=name, parameters=parameters, value=value):
+            yield f"example {name.text}{_parameters(parameters)} = {unparse_expr(value)}"
+        case syntax.AverageForm(is_each=is_each, value=value):
+            yield f"{'each' if is_each else 'multi'} = {unparse_expr(value)}"
         case syntax.Update(parameters=parameters, body=body):
-            given = f"({', '.join(n.text for n in parameters)})" if parameters else ""
-            yield from _block(f"update{given}", body)
+            yield from _block(f"update{_parameters(parameters)}", body)
         case _:
             assert_never(member)
 
 
 def _hyper(member: syntax.HyperDecl) -> str:
-    words = ["option" if member.is_option else "hyper", member.name.text + _type(member.type)]
-    if member.default is not None:
-        words += ["=", unparse_expr(member.default)]
-    return " ".join([*words, *map(_require, member.requires)])
+    head = f"{'option' if member.is_option else 'hyper'} {member.name.text}{_type(member.type)}"
+    default = f" = {unparse_expr(member.default)}" if member.default is not None else ""
+    kept = f"{_when(member.when)}{_behind(' as ', member.attribute)}"
+    return " ".join([head + default + kept, *map(_require, member.requires)])
+
+
+def _when(condition: syntax.Expr | None) -> str:
+    return "" if condition is None else f" when {unparse_expr(condition)}"
+
+
+def _behind(word: str, name: syntax.Name | None) -> str:
+    return "" if name is None else word + name.text
+
+
+def _parameters(names: Iterable[syntax.Name]) -> str:
+    listed = ", ".join(n.text for n in names)
+    return f"({listed})" if listed else ""
+
+
+def _phase(phase: syntax.PhaseDecl) -> str:
+    moves = ", ".join(f"{m.target.text}: {m.start.text} -> {m.end.text}" for m in phase.moves)
+    return f"until {unparse_expr(phase.end)}{_when(phase.when)} {{ {moves} }}"
 
 
 def _type(declared: syntax.TypeExpr | None) -> str:
@@ -116,9 +152,9 @@ def _component(part: syntax.Component) -> str:
 
 def _state(member: syntax.StateDecl) -> str:
     modifier = f"{member.modifier} " if member.modifier else ""
-    when = f" when {unparse_expr(member.when)}" if member.when is not None else ""
     head = f"{modifier}state {member.name.text}{_type(member.type)}"
-    return f"{head} = {unparse_expr(member.initial)}{when}"
+    kept = f"{_when(member.when)}{_behind(' as ', member.attribute)}"
+    return f"{head} = {unparse_expr(member.initial)}{kept}"
 
 
 def _require(clause: syntax.RequireClause) -> str:
@@ -131,12 +167,16 @@ def _require(clause: syntax.RequireClause) -> str:
 
 
 def _block(head: str, body: Iterable[syntax.Stmt]) -> Iterator[str]:
-    lines = [INDENT + line for stmt in body for line in _statement(stmt)]
-    if not lines:
+    yield from _enclosed(head, (line for stmt in body for line in _statement(stmt)))
+
+
+def _enclosed(head: str, lines: Iterable[str]) -> Iterator[str]:
+    inside = [INDENT + line for line in lines]
+    if not inside:
         yield f"{head} {{}}"
         return
     yield f"{head} {{"
-    yield from lines
+    yield from inside
     yield "}"
 
 

@@ -19,7 +19,7 @@ SMOOTH = (
     "T + S * T * sum(T) / (max_abs(T) + 30)", "(T + T) * S", "(S * T + S * T * T) / (1 + T * T)",
 )  # fmt: skip
 # Bit for bit the same everywhere, but a rounding before them can flip them.
-JUMPY = ("sign(T)", "where(T > T, T, T)", "sign(T + S * T) * T")
+JUMPY = ("sign(T)", "floor(T)", "where(T > T, T, T)", "sign(T + S * T) * T")
 
 
 @st.composite

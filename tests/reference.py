@@ -71,6 +71,9 @@ VARIATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "SparseAdam": {"betas": ((0.9, 0.999), (0.5, 0.9))},
     "LBFGS": {"line_search_fn": (None, "strong_wolfe"), "history_size": (100, 2)},
+    "Noam": {"weight_decay": (0, 0.1), "warmup": (4000, 3)},
+    "AdamWarmup": {"weight_decay": (0, 0.1), "warmup": (2000, 3)},
+    "AdamWarmupCosineDecay": {"weight_decay": (0, 0.1), "warmup": (0, 3), "total_steps": (12,)},
 }
 SHIPPED = tuple(name for name in VARIATIONS if hasattr(generated, name))
 IN_TORCH = tuple(name for name in SHIPPED if hasattr(torch.optim, name))
@@ -104,6 +107,9 @@ SECOND_GROUP: dict[str, dict[str, Any]] = {
     "Adafactor": {"beta2_decay": -0.5, "d": 2.0},
     "Muon": {"momentum": 0.8, "ns_steps": 4, "ns_coefficients": (3.4, -4.7, 2.0)},
     "SparseAdam": {"eps": 1e-6},
+    "Noam": {"warmup": 2, "d_model": 64},
+    "AdamWarmup": {"warmup": 2, "eps": 1e-6},
+    "AdamWarmupCosineDecay": {"warmup": 4, "total_steps": 9},
 }
 
 

@@ -17,7 +17,7 @@ import generated
 from optdsl import build as builder
 from optdsl import cache, cli, resources
 from optdsl.emit import MARK
-from optdsl.ir import Spec
+from optdsl.ir import Average, Schedule, Spec
 from optdsl.passes import KERNEL_PASSES, PASSES
 from optdsl.pipeline import load, shipped_library
 from optdsl.targets import TARGETS, Target, section
@@ -175,9 +175,49 @@ def test_generated_package_has_every_name_of_torch_optim() -> None:
     for name in torch.optim.__all__:
         assert getattr(generated, name) is not None
     assert generated.Optimizer is torch.optim.Optimizer
-    assert generated.swa_utils is torch.optim.swa_utils
+    for name in torch.optim.swa_utils.__all__:
+        assert getattr(generated.swa_utils, name).__module__.startswith("generated.")
     with pytest.raises(AttributeError, match="no attribute 'Adma'"):
         _ = generated.Adma
+
+
+def test_generated_schedules_have_every_name_of_torchs(tmp_path: Path) -> None:
+    library, torchs = generated.lr_scheduler, torch.optim.lr_scheduler
+    assert set(torchs.__all__) < set(library.__all__) <= set(dir(library))
+    for name in library.__all__:
+        assert getattr(library, name) is not None
+    for name in ("LRScheduler", "_LRScheduler", "EPOCH_DEPRECATION_WARNING"):
+        assert getattr(library, name) is getattr(torchs, name)
+    for name in set(torchs.__all__) - {"LRScheduler"}:
+        assert issubclass(getattr(library, name), torchs.LRScheduler)
+        assert getattr(library, name).__module__.startswith("generated.lr_scheduler.")
+    with pytest.raises(AttributeError, match="no attribute 'SetpLR'"):
+        _ = library.SetpLR
+    code = """
+import sys
+from generated import lr_scheduler
+print("torch" in sys.modules)
+from generated.lr_scheduler import *
+print(SequentialLR.__module__, product.__module__, "generated.adam" in sys.modules)
+"""
+    assert python(code, tmp_path).split() == [
+        "False", "generated.lr_scheduler._combine", "generated.lr_scheduler._function", "False",
+    ]  # fmt: skip
+
+
+def test_a_users_schedule_may_be_called_like_one_of_the_runtimes(project: Path) -> None:
+    text = "schedule ChainedScheduler { closed = base_lr / (1 + t) }\n"
+    (project / "mine" / "halving.opt").write_text(text)
+    run("build", "mine", "-o", "out")
+    code = """
+import torch
+from out.lr_scheduler import ChainedScheduler, SequentialLR
+optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+scheduler = ChainedScheduler(optimizer)
+scheduler._update_lr()
+print(scheduler.get_last_lr(), SequentialLR.__module__)
+"""
+    assert python(code, project) == "[0.5] out.lr_scheduler._combine\n"
 
 
 # What is written
@@ -555,7 +595,8 @@ def test_show_after_each_pass(name: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 def test_show_what_each_target_emits(target: Target) -> None:
-    unit = shipped_library().find("Adam" if target.unit is Spec else "StepLR")
+    example = {Spec: "Adam", Schedule: "StepLR", Average: "EMA"}[target.unit]
+    unit = shipped_library().find(example)
     assert unit is not None
     emitted = section(target, unit)
     assert emitted is not None

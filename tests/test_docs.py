@@ -11,7 +11,7 @@ import pytest
 
 from optdsl import build, pipeline
 from optdsl.diagnostics import Code, SpecError
-from tests import lines, reference
+from tests import lines
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -105,7 +105,7 @@ def test_every_decision_is_in_the_index() -> None:
 
 
 def test_tables_of_lines_and_cases_are_up_to_date() -> None:
-    pages = ((lines.README, lines.tables()), (lines.COMPATIBILITY, reference.page_regions()))
+    pages = ((lines.README, lines.tables()), (lines.COMPATIBILITY, lines.comparisons()))
     for page, regions in pages:
         text = page.read_text(encoding="utf-8")
         assert sorted(m["name"] for m in lines.REGION.finditer(text)) == sorted(regions)

@@ -105,6 +105,19 @@ def test_printed_tree_is_laid_out() -> None:
     descend -(a+b)*(grad/m)} }
     schedule S { let r = (1 if t > 0 else 2) * 3
       closed=base_lr*r }
+    schedule T { hyper m:per_group group real=(0.8)when c as mm require m>0
+    group state i=m/2 when c as ii
+    observe n=t//3 as N
+    function f(x,y)=(x+y)/2
+    phases as p{until 3-1 when c{lr:i->m,momentum:m->m}
+    until 9{lr:m->i,
+    momentum:m->m}}
+    closed momentum=f(start_momentum,progress)when c
+    fractional
+    example m=(0.5)
+    example g(t)=(t+1)*2 }
+    optimizer D from C { hyper w=3
+    schedule lr=T(step-1,lr,m=w) }
     """
     assert (
         unparse(tree_of(text))
@@ -137,6 +150,32 @@ schedule S {
     let r = (1 if t > 0 else 2) * 3
 
     closed = base_lr * r
+}
+
+schedule T {
+    hyper m: per_group group real = 0.8 when c as mm require m > 0
+
+    group state i = m / 2 when c as ii
+    observe n = t // 3 as N
+
+    function f(x, y) = (x + y) / 2
+
+    phases as p {
+        until 3 - 1 when c { lr: i -> m, momentum: m -> m }
+        until 9 { lr: m -> i, momentum: m -> m }
+    }
+
+    closed momentum = f(start_momentum, progress) when c
+    fractional
+
+    example m = 0.5
+    example g(t) = (t + 1) * 2
+}
+
+optimizer D from C {
+    hyper w = 3
+
+    schedule lr = T(step - 1, lr, m=w)
 }
 """
     )

@@ -57,12 +57,14 @@ def test_equations_of_shipped_optimizers_render(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n, u in units().items() if isinstance(u, Schedule)])
 def test_equations_of_shipped_schedules_render(name: str) -> None:
-    view = schedule.lower(units()[name])
-    shown = [view.closed_equations, view.chain_equations, view.update_equations]
-    assert any(shown)
-    for lines in shown:
-        if lines:
-            assert_renders(lines)
+    unit = units()[name]
+    assert isinstance(unit, Schedule)
+    shown = dict(schedule.equations(unit))
+    assert len(shown) == len(unit.targets) + len(
+        [form for form in (unit.closed, unit.chain, unit.body) if form]
+    )
+    for lines in shown.values():
+        assert_renders(lines)
 
 
 @pytest.mark.parametrize("name", [n for n, u in units().items() if isinstance(u, Spec)])
@@ -75,6 +77,20 @@ def test_page_has_every_hyperparameter_slot_and_citation(name: str) -> None:
     for shown in (*free, *(s.name for s in spec.states)):
         assert f"| `{shown}` | $" in page
     for cite in spec.cites:
+        assert f"> {cite}" in page
+
+
+@pytest.mark.parametrize("name", [n for n, u in units().items() if isinstance(u, Schedule)])
+def test_page_of_a_schedule_has_every_argument_form_and_citation(name: str) -> None:
+    unit = units()[name]
+    assert isinstance(unit, Schedule)
+    page = render("latex.md.jinja", schedule.page(unit))
+    assert page.startswith(f"# {name}\n\n{unit.doc}\n")
+    for hyper in unit.hypers:
+        assert f"| `{hyper.name}` | $" in page
+    for _, lines in schedule.equations(unit):
+        assert "\n".join(lines) in page
+    for cite in unit.cites:
         assert f"> {cite}" in page
 
 

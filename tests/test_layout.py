@@ -16,6 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from optdsl import build, pipeline
+from optdsl.ops import FUNCTIONS
 from optdsl.targets.layout import (
     INDENT,
     WIDTH,
@@ -243,7 +244,7 @@ def check_package(specs: Mapping[str, str], root: Path) -> None:
 
 DECLARED = re.compile(r"\b(?:hyper|option|state|let)\s+(\w+)|\bhyper\s+\w+\s*:\s*\(([^)]*)\)")
 # They mean something of their own.
-FIXED = {"lr", "step", "t", "metric", "base_lr", "initial"}
+FIXED = {"lr", "step", "t", "metric", "base_lr", "initial", "progress", "momentum", "decay"}
 
 
 def with_long_names(texts: Mapping[str, str], length: int) -> dict[str, str]:
@@ -256,8 +257,10 @@ def with_long_names(texts: Mapping[str, str], length: int) -> dict[str, str]:
         n: (f"{n}_{'long_name_' * length}"[: len(n) + length]).rstrip("_")
         for n in set(found) - FIXED
     }
-    longer |= {n: f"{n}Long" for n in re.findall(r"^(?:optimizer|schedule) (\w+)", whole, re.M)}
-    words = re.compile(r"(?<![.\w])\w+(?![\w(])")
+    definitions = re.findall(r"^(?:optimizer|schedule|average) (\w+)", whole, re.M)
+    longer |= {n: f"{n}Long" for n in definitions}
+    # A name before a parenthesis may be an operator's, such as `sum`.
+    words = re.compile(rf"(?<![.\w])(?!(?:{'|'.join(FUNCTIONS)})\()\w+(?!\w)")
     return {
         name: words.sub(lambda match: longer.get(match[0], match[0]), text)
         for name, text in texts.items()

@@ -34,7 +34,10 @@ INSERTS = st.one_of(
          "repeat 2 {", "repeat lr {", "@", "dim=-1", ", dim=0", "param.shape[-1]", "param.ndim",
          "unset(lr)", "optional", "sparse rows", "sparse", "complex none", "complex decay, descend",
          "output", "routine lbfgs", ": int", "host(", "norm(", "cast(", ", bfloat16)", "transpose(",
-         "is_tensor(lr)", "foreach"]
+         "is_tensor(lr)", "foreach", "as", "observe", "group state", "per_group", "list",
+         "function", "until", "->", "phases {", "fractional", "example", "schedule lr =",
+         "closed momentum =", "when t > 3", "lr_lambda(t)", "floor_log(t, 2)",
+         "WarmupLR(step, lr, warmup_steps=3)"]
     ),
     st.text(max_size=5),
 )  # fmt: skip

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optdsl import interpret, ir
-from optdsl.ir import Base, Spec
+from optdsl.ir import Base, Schedule, Spec, Unit
 from optdsl.ops import Kind
 from optdsl.parse import parse
 from optdsl.passes import (
@@ -28,6 +28,7 @@ from optdsl.passes import (
     PASSES,
     branches_to_where,
     contract,
+    derive_chain,
     drop_unused,
     first_real_statement,
     hoist_scalars,
@@ -37,7 +38,7 @@ from optdsl.passes import (
 from optdsl.passes.liveness import needed_copies
 from optdsl.passes.specialise import specialise
 from optdsl.pipeline import shipped_library
-from optdsl.printing import show_spec
+from optdsl.printing import show_source, show_spec
 from optdsl.resolve import resolve
 from optdsl.source import Source
 from optdsl.targets import triton
@@ -49,10 +50,24 @@ REWRITES: dict[str, Callable[[Spec], Spec]] = {
 SHIPPED = [u for u in shipped_library().units if isinstance(u, Spec)]
 
 
-def spec_of(text: str) -> Spec:
+def unit_of(text: str) -> Unit:
     (unit,), _ = resolve([parse(Source("example.opt", text))])
+    return unit
+
+
+def spec_of(text: str) -> Spec:
+    unit = unit_of(text)
     assert isinstance(unit, Spec)
     return unit
+
+
+def shown(unit: Unit) -> str:
+    if isinstance(unit, Spec):
+        return show_spec(unit)
+    assert isinstance(unit, Schedule)
+    lines = [f"let {let.name} = {show_source(let.value)}" for let in unit.lets]
+    chain = "there is none" if unit.chain is None else show_source(unit.chain)
+    return "\n".join((*lines, f"chain = {chain}"))
 
 
 def cases_of(name: str) -> Iterator[tuple[str, str, str]]:
@@ -64,14 +79,17 @@ def cases_of(name: str) -> Iterator[tuple[str, str, str]]:
         yield title, before, after.strip("\n")
 
 
-def rewritten(name: str, title: str, spec: Spec) -> Spec:
+def rewritten(name: str, title: str, unit: Unit) -> Unit:
+    if isinstance(unit, Schedule):
+        return derive_chain(unit)
+    assert isinstance(unit, Spec)
     if name != "specialise":
-        return REWRITES[name](spec)
+        return REWRITES[name](unit)
     options = dict(re.findall(r"(\w+) = (true|false)", title))
-    return specialise(spec, {option: value == "true" for option, value in options.items()})
+    return specialise(unit, {option: value == "true" for option, value in options.items()})
 
 
-NAMES = [*REWRITES, "specialise"]
+NAMES = [*REWRITES, "specialise", "derive_chain"]
 PAIRS = [(n, *case) for n in NAMES for case in cases_of(n)]
 
 
@@ -81,7 +99,7 @@ def _update_golden() -> None:
         return
     for name in NAMES:
         blocks = [
-            f"== {title}\n{before}---\n{show_spec(rewritten(name, title, spec_of(before)))}\n"
+            f"== {title}\n{before}---\n{shown(rewritten(name, title, unit_of(before)))}\n"
             for title, before, _ in cases_of(name)
         ]
         (FOLDER / f"{name}.txt").write_text("\n".join(blocks), encoding="utf-8")
@@ -91,19 +109,19 @@ def _update_golden() -> None:
     ("name", "title", "before", "after"), PAIRS, ids=[f"{n}: {t}" for n, t, _, _ in PAIRS]
 )
 def test_pass_makes_this_of_that(name: str, title: str, before: str, after: str) -> None:
-    assert show_spec(rewritten(name, title, spec_of(before))) == after
+    assert shown(rewritten(name, title, unit_of(before))) == after
 
 
 def test_every_pass_has_its_pairs() -> None:
-    passes = {p.__name__ for p in (*PASSES, *KERNEL_PASSES, *FUNCTIONAL_PASSES)} | {"specialise"}
-    assert {p.stem for p in FOLDER.glob("*.txt")} == passes
+    passes = {p.__name__ for p in (*PASSES, *KERNEL_PASSES, *FUNCTIONAL_PASSES)}
+    assert {p.stem for p in FOLDER.glob("*.txt")} == passes | {"specialise", "derive_chain"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pass_is_idempotent_on_its_pairs(name: str) -> None:
     for title, before, _ in cases_of(name):
-        once = rewritten(name, title, spec_of(before))
-        assert show_spec(rewritten(name, title, once)) == show_spec(once)
+        once = rewritten(name, title, unit_of(before))
+        assert shown(rewritten(name, title, once)) == shown(once)
 
 
 # The interpreter's result

@@ -16,6 +16,7 @@ from jinja2.meta import find_undeclared_variables
 from generated._optimizer import EXECUTION_FLAGS
 from optdsl import build, emit, resources
 from optdsl.ir import FLAGS
+from optdsl.resolve.average import AverageResolver
 from optdsl.resolve.schedule import ScheduleResolver
 from optdsl.resolve.scope import GENERATED, IMPORTED, MEANINGS, PYTHON
 from optdsl.targets import TARGETS
@@ -29,12 +30,11 @@ LAYERS = (
     ("diagnostics",),
     ("syntax", "ops"),
     ("ir", "unparse"),
-    ("interpret",),
+    ("interpret", "printing", "passes"),
     ("parse", "resolve"),
-    ("passes", "pipeline"),
-    ("printing", "emit"),
+    ("pipeline", "emit"),
     ("targets",),
-    ("build", "cache"),
+    ("build", "cache", "plot"),
     ("cli",),
     ("__main__",),
 )
@@ -240,6 +240,18 @@ def test_names_that_generated_schedules_use_are_refused_in_specs(path: Path) -> 
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     free = {name for f in functions for name in free_names(f)}
     assert free <= GENERATED | PYTHON | set(MEANINGS) | ScheduleResolver.TAKEN
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "generated" / "swa_utils").glob("[a-z]*.py")), ids=lambda p: p.stem
+)
+def test_names_that_generated_averages_use_are_refused_in_specs(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    free = {name for f in functions for name in free_names(f) if name.islower()}
+    given = {a.arg for f in functions for a in f.args.args if not f.name.startswith("__")}
+    taken = {ref.name for ref in AverageResolver.GIVEN} | set(AverageResolver.TAKEN)
+    assert free | given <= GENERATED | PYTHON | set(MEANINGS) | taken
 
 
 def imported_classes(path: Path) -> set[str]:

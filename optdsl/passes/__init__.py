@@ -8,6 +8,7 @@ from optdsl.ir import Spec
 from optdsl.passes.branches_to_where import branches_to_where
 from optdsl.passes.complex_views import first_real_statement, supports_complex
 from optdsl.passes.contract import contract
+from optdsl.passes.derive_chain import derive_chain
 from optdsl.passes.drop_unused import drop_unused
 from optdsl.passes.hoist_scalars import hoist_scalars
 from optdsl.passes.lower_descend import lower_descend
@@ -48,6 +49,7 @@ __all__ = [
     "Pass",
     "branches_to_where",
     "contract",
+    "derive_chain",
     "drop_unused",
     "first_real_statement",
     "for_expressions",

@@ -11,33 +11,13 @@ from optdsl.ir import Apply, Const, Expr, If, Ref, Repeat, Role, Spec, Stmt, map
 def specialise(spec: Spec, options: Mapping[str, bool]) -> Spec:
     """The spec with these options as constants. Slots whose condition fails are gone."""
 
-    def decide(expr: Expr) -> Expr:
-        match expr:
-            case Ref(role=Role.OPTION, name=name) if name in options:
-                return Const(options[name], span=expr.span)
-            # not true -> false; true and x -> x; false or x -> x; ...
-            case Apply(op="not", args=(Const(value=value),)):
-                return Const(not value, span=expr.span)
-            case Apply(op="and", args=(Const(value=value), right)):
-                return right if value else Const(False, span=expr.span)
-            case Apply(op="and", args=(left, Const(value=value))):
-                return left if value else Const(False, span=expr.span)
-            case Apply(op="or", args=(Const(value=value), right)):
-                return Const(True, span=expr.span) if value else right
-            case Apply(op="or", args=(left, Const(value=value))):
-                return Const(True, span=expr.span) if value else left
-            case Apply(op="select", args=(Const(value=value), then, orelse)):
-                return then if value else orelse
-            case _:
-                return expr
-
     def rewrite(stmt: Stmt) -> tuple[Stmt, ...]:
         if isinstance(stmt, Repeat):
             inner = tuple(s for each in stmt.body for s in rewrite(each))
-            return (replace(stmt, count=map_expr(stmt.count, decide), body=inner),)
+            return (replace(stmt, count=with_options(stmt.count, options), body=inner),)
         if not isinstance(stmt, If):
-            return (map_stmt(stmt, lambda e: map_expr(e, decide)),)
-        condition = map_expr(stmt.condition, decide)
+            return (map_stmt(stmt, lambda e: with_options(e, options)),)
+        condition = with_options(stmt.condition, options)
         then = tuple(s for inner in stmt.then for s in rewrite(inner))
         orelse = tuple(s for inner in stmt.orelse for s in rewrite(inner))
         if isinstance(condition, Const):
@@ -46,7 +26,7 @@ def specialise(spec: Spec, options: Mapping[str, bool]) -> Spec:
 
     states = []
     for state in spec.states:
-        when = None if state.when is None else map_expr(state.when, decide)
+        when = None if state.when is None else with_options(state.when, options)
         if isinstance(when, Const):
             if not when.value:
                 continue
@@ -57,3 +37,31 @@ def specialise(spec: Spec, options: Mapping[str, bool]) -> Spec:
         body=tuple(s for stmt in spec.body for s in rewrite(stmt)),
         states=tuple(states),
     )
+
+
+def with_options(expr: Expr, options: Mapping[str, bool]) -> Expr:
+    """The expression with options as constants."""
+
+    def decide(node: Expr) -> Expr:
+        match node:
+            case Ref(role=Role.OPTION, name=name) if name in options:
+                return Const(options[name], span=node.span)
+            case _:
+                return settled(node)
+
+    return map_expr(expr, decide)
+
+
+def settled(expr: Expr) -> Expr:
+    """not true -> false; true and x -> x; false or x -> x; x if true else y -> x; ..."""
+    match expr:
+        case Apply(op="not", args=(Const(value=truth),)):
+            return Const(not truth, span=expr.span)
+        case Apply(
+            op="and" | "or" as op, args=(Const(value=truth), other) | (other, Const(value=truth))
+        ):
+            return other if truth == (op == "and") else Const(truth, span=expr.span)
+        case Apply(op="select", args=(Const(value=truth), then, orelse)):
+            return then if truth else orelse
+        case _:
+            return expr

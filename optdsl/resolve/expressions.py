@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from optdsl import ir, syntax
 from optdsl.diagnostics import Code, Log, did_you_mean
 from optdsl.ir import Hyper, Role
 from optdsl.ops import ALONG, BINARY, DTYPES, FUNCTIONS, OPS, PROPERTIES, Kind, Rule, Type
+from optdsl.resolve.calls import Others, closed_form
 from optdsl.resolve.scope import Scope
 from optdsl.resolve.words import TYPES, article, count, spoken
 from optdsl.source import Span
@@ -18,18 +20,38 @@ CONSTANTS = {"pi": math.pi, "inf": math.inf}
 LARGEST_INTEGER = 2**53
 # Rules of what stands in a slot's first value only.
 INITIAL = (Rule.INITIAL, Rule.INITIAL_ALONG)
+# What only schedules compute, and the conditions of optimizers: its operands are no tensors even
+# where steps stay on the device.
+OF_SCHEDULES = frozenset({"call", "count", "reached", "floor_log", "is_integer", "is_number"})
 # What takes matrices: its first three operands are some.
 MATRICES = ("matmul", "transpose", "addmm")
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of the definition itself: a call is replaced by the value."""
+
+    parameters: tuple[str, ...]
+    value: ir.Expr | None  # None after an error in it
 
 
 class ExpressionResolver:
     """Binds expressions in a scope. Every method that gives None has reported why."""
 
-    def __init__(self, definition: syntax.Definition, log: Log) -> None:
+    # The operators that take texts, too.
+    of_texts: tuple[str, ...] = ("eq", "ne")
+
+    def __init__(
+        self, definition: syntax.Definition, log: Log, others: Others | None = None
+    ) -> None:
         self.definition = definition
         self.log = log
+        self.others = others or Others()
         self.scope = Scope()
         self.hypers: list[Hyper] = []
+        self.functions: dict[str, Function] = {}
+        # Where names are declared that are known from there on only.
+        self.declared_at: dict[str, Span] = {}
         # Hyperparameters, and parts of tuples, that may be None.
         self.optional: frozenset[str] = frozenset()
         # At this place: whether it is a slot's first value, or a `require`, which may ask how its
@@ -109,7 +131,24 @@ class ExpressionResolver:
             )  # fmt: skip
         return replace(known, span=node.span)
 
+    def what(self, ref: ir.Ref) -> str:
+        """What messages call a name."""
+        return article(ref.role)
+
+    def _refuse_early(self, node: syntax.Name, code: Code) -> bool:
+        """Whether a name is declared further down, which is reported."""
+        declared = self.declared_at.get(node.text)
+        if declared is None or declared.start < node.span.start:
+            return False
+        self.log.error(
+            code, f"'{node.text}' is not declared yet.", node.span,
+            related=((declared, "declared here"),), hints=("Move its line up.",),
+        )  # fmt: skip
+        return True
+
     def _refuse_unknown(self, node: syntax.Name) -> None:
+        if self._refuse_early(node, Code.UNKNOWN_NAME):
+            return
         hints = did_you_mean(node.text, (*self.scope.names, *CONSTANTS))
         if node.text in FUNCTIONS:
             hints = (f"'{node.text}' is a function: {node.text}(...).",)
@@ -125,7 +164,9 @@ class ExpressionResolver:
         when = self.whens.get(node.text)
         if when is None or when in self.guards:
             return
-        message = f"The slot '{node.text}' exists only when {when.span.text}."
+        is_slot = self.definition.keyword == "optimizer"
+        what = f"The slot '{node.text}'" if is_slot else f"'{node.text}'"
+        message = f"{what} exists only when {' '.join(when.span.text.split())}."
         if any(d.message == message for d in self.log.diagnostics):
             return  # once is enough: one `if` repairs all places
         self.log.error(
@@ -133,7 +174,9 @@ class ExpressionResolver:
             message,
             node.span,
             related=((when.span, "this condition"),),
-            hints=(f"Use it inside: if {when.span.text} {{ ... }}",),
+            hints=(f"Use it inside: if {when.span.text} {{ ... }}",)
+            if is_slot
+            else (f"Use it where that holds: ... when {when.span.text}",),
         )
 
     def _number(self, node: syntax.Number) -> ir.Expr | None:
@@ -204,12 +247,14 @@ class ExpressionResolver:
 
     def _choice(self, node: syntax.Choice) -> ir.Expr | None:
         condition = self.expr(node.condition)
-        unset = self.unset
+        unset, guards = self.unset, self.guards
         self.unset = unset - known_set(condition, True)
+        self.guards = guards | known(condition, True)
         then = self.expr(node.then)
         self.unset = unset - known_set(condition, False)
+        self.guards = guards | known(condition, False)
         orelse = self.expr(node.orelse)
-        self.unset = unset
+        self.unset, self.guards = unset, guards
         nodes = (node.condition, node.then, node.orelse)
         return self._checked("select", [condition, then, orelse], nodes, node.span)
 
@@ -217,13 +262,20 @@ class ExpressionResolver:
 
     def _call(self, node: syntax.CallExpr) -> ir.Expr | None:
         name = node.function.text
+        known_name = self.scope.names.get(name)
+        if name in self.functions:
+            return self._inlined(node, self.functions[name])
+        if known_name is not None and known_name.type is Type.FUNCTION:
+            return self._asked_function(node)
         if name == "unset":
             return self._unset(node)
         if name == "is_tensor":
             return self._is_tensor(node)
         if name in ALONG and (node.keywords or name not in FUNCTIONS):
             return self._along(node)
-        if node.keywords:
+        if name in self.others:
+            return self._scheduled(node)
+        if node.keywords and name in FUNCTIONS:
             self.log.error(
                 Code.ARITY, f"'{name}' takes no '{node.keywords[0].name.text}'.",
                 node.keywords[0].span,
@@ -233,7 +285,9 @@ class ExpressionResolver:
             return self._cast(node)
         if name in FUNCTIONS:
             return self.operation(FUNCTIONS[name].name, node.arguments, node)
-        hints = did_you_mean(name, FUNCTIONS)
+        if self._refuse_early(node.function, Code.UNKNOWN_FUNCTION):
+            return None
+        hints = did_you_mean(name, (*FUNCTIONS, *self.functions, *self.others.names))
         if name in self.scope.names:
             role = article(self.scope.names[name].role)
             hints = (f"'{name}' is {role}. A product is written '{name} * (...)'.",)
@@ -241,6 +295,82 @@ class ExpressionResolver:
             Code.UNKNOWN_FUNCTION, f"Unknown function '{name}'.", node.function.span, hints=hints
         )
         return None
+
+    def _inlined(self, node: syntax.CallExpr, function: Function) -> ir.Expr | None:
+        """A function of the definition: its value, with the arguments for the parameters."""
+        arguments = self._arguments(node, len(function.parameters))
+        if arguments is None or function.value is None:
+            return None
+        values = dict(zip(function.parameters, arguments, strict=True))
+        return replace(substituted(function.value, values), span=node.span)
+
+    def _asked_function(self, node: syntax.CallExpr) -> ir.Expr | None:
+        """A function that the user gives: it takes one number."""
+        function = self._name(node.function)
+        arguments = self._arguments(node, 1)
+        if function is None or arguments is None:
+            return None
+        return ir.apply("call", function, *arguments, span=node.span)
+
+    def _scheduled(self, node: syntax.CallExpr) -> ir.Expr | None:
+        """Another schedule as a function of the step: its closed form."""
+        name = node.function.text
+        schedule = self.others.schedules.get(name)
+        if name in self.others.optimizers:
+            self.log.error(
+                Code.UNKNOWN_FUNCTION, f"'{name}' is an optimizer: schedules are called.",
+                node.function.span,
+            )  # fmt: skip
+        if schedule is None:
+            return None  # or it is in error itself, which is reported there
+        given = [self.expr(a) for a in node.arguments]
+        named = [(k.name, self.expr(k.value), k.value.span) for k in node.keywords]
+        if any(v is None for v in (*given, *(v for _, v, _ in named))):
+            return None
+        spans = [a.span for a in node.arguments]
+        arguments = [(v, s) for v, s in zip(given, spans, strict=True) if v is not None]
+        keywords = [(n, v, s) for n, v, s in named if v is not None]
+        form = closed_form(schedule, node, arguments, keywords, self.log)
+        if form is None:
+            return None
+        for require in form.requires:
+            self.require_of_call(require, node.span)
+        used = [e for e in ir.walk(form.value) if isinstance(e, ir.Apply) and e.op in OF_SCHEDULES]
+        if used and not self.is_of_schedule:
+            self.log.error(
+                Code.UNSUPPORTED,
+                f"'{name}' computes '{spoken(used[0].op)}': only schedules call it.",
+                node.function.span, related=((schedule.span, "the schedule"),),
+            )  # fmt: skip
+            return None
+        return form.value
+
+    @property
+    def is_of_schedule(self) -> bool:
+        return self.definition.keyword == "schedule"
+
+    def require_of_call(self, require: ir.Require, span: Span) -> None:
+        """Hold a condition of a schedule that is called here."""
+        raise NotImplementedError
+
+    def _arguments(self, node: syntax.CallExpr, needed: int) -> tuple[ir.Expr, ...] | None:
+        """The numbers that a function without keywords is given."""
+        name, given = node.function.text, node.arguments
+        values = [self.expr(a) for a in given]
+        if node.keywords or len(given) != needed:
+            wrong = node.keywords[0].span if node.keywords else node.span
+            what = (
+                f"no '{node.keywords[0].name.text}'"
+                if node.keywords
+                else (f"{count(needed, 'value')}, not {len(given)}")
+            )
+            self.log.error(Code.ARITY, f"'{name}' takes {what}.", wrong)
+            return None
+        numbers = tuple(
+            v for v, a in zip(values, given, strict=True)
+            if v is not None and self.expect_number(v, a.span)
+        )  # fmt: skip
+        return numbers if len(numbers) == needed else None
 
     def _along(self, node: syntax.CallExpr) -> ir.Expr | None:
         """norm(x, dim=-1)"""
@@ -369,7 +499,7 @@ class ExpressionResolver:
         found = ir.type_of(value)
         # A mask used as a number is 0 or 1; texts compare with texts.
         mask = expected is Type.NUMBER and found is Type.BOOL and not ir.is_scalar(value)
-        text = op in ("eq", "ne") and found is Type.TEXT
+        text = op in self.of_texts and found is Type.TEXT
         if found is expected or mask or text:
             return True
         self.log.error(
@@ -386,6 +516,14 @@ class ExpressionResolver:
         if not texts:
             return True
         others = [x for x in args if ir.type_of(x) is not Type.TEXT]
+        if op == "select":
+            others = [x for x in args[1:] if ir.type_of(x) is not Type.TEXT]
+            if others:
+                found = TYPES[ir.type_of(others[0])]
+                self.log.error(
+                    Code.WRONG_TYPE, f"The other value is a text, this is {found}.", others[0].span
+                )
+            return not others
         if others:
             self.log.error(
                 Code.WRONG_TYPE, f"'{spoken(op)}' compares a text with a text.", others[0].span
@@ -408,6 +546,13 @@ class ExpressionResolver:
     def _kinds(self, op: str, args: tuple[ir.Expr, ...], span: Span) -> bool:
         rule = OPS[op].rule
         widest = max((ir.kind_of(x) for x in args), default=Kind.OPTION)
+        if op in OF_SCHEDULES and not (self.is_of_schedule or self.in_require):
+            self.log.error(
+                Code.UNSUPPORTED, f"Only schedules compute '{spoken(op)}'.", span,
+                hints=("Conditions behind 'require' may ask it, too.",)
+                if op.startswith("is_") else (),
+            )  # fmt: skip
+            return False
         if rule is Rule.SCALAR_ONLY and widest > Kind.SCALAR:
             hints = ("Choose per element with where(mask, a, b).",) if op == "select" else ()
             message = f"'{spoken(op)}' works on numbers, not on tensors."
@@ -485,6 +630,31 @@ def known_set(condition: ir.Expr | None, holds: bool) -> frozenset[str]:
             return known_set(left, holds) | known_set(right, holds)
         case _:
             return frozenset()
+
+
+def known(condition: ir.Expr | None, holds: bool) -> frozenset[ir.Expr]:
+    """The conditions that hold where this one does, or does not."""
+    match condition, holds:
+        case None, _:
+            return frozenset()
+        case ir.Apply(op="and", args=(left, right)), True:
+            return known(left, True) | known(right, True) | {condition}
+        case ir.Apply(op="not", args=(operand,)), _:
+            return known(operand, not holds) | ({condition} if holds else frozenset())
+        case ir.Apply(op="or", args=(left, right)), False:
+            return known(left, False) | known(right, False)
+        case _:
+            assert condition is not None
+            return frozenset({condition if holds else ir.apply("not", condition)})
+
+
+def substituted(expr: ir.Expr, values: Mapping[str, ir.Expr]) -> ir.Expr:
+    """The expression with values in the place of names."""
+
+    def put(node: ir.Expr) -> ir.Expr:
+        return values.get(node.name, node) if isinstance(node, ir.Ref) else node
+
+    return ir.map_expr(expr, put)
 
 
 def _conversion(found: Type, expected: Type, span: Span) -> tuple[str, ...]:

@@ -12,8 +12,11 @@ from optdsl.diagnostics import Code, Log, did_you_mean
 from optdsl.interpret import evaluate
 from optdsl.ir import FLAGS, Base, Hyper, Role, ValueType
 from optdsl.ops import Kind, Type
+from optdsl.printing import show_source
+from optdsl.resolve.calls import Others
 from optdsl.resolve.expressions import ExpressionResolver
 from optdsl.resolve.words import (
+    breaks,
     count,
     head,
     member_word,
@@ -27,17 +30,21 @@ from optdsl.source import Span
 from optdsl.unparse import unparse_expr
 
 BASES = {b.value: b for b in Base}
-MODIFIERS = ("optional", "per_group")
+MODIFIERS = ("optional", "per_group", "group", "list")
 # Names of a condition that stand for arguments of the constructor.
 ARGUMENTS = (Role.HYPER, Role.OPTION, Role.IS_TENSOR)
+# What the defaults decide.
+ASKED = (*ARGUMENTS, Role.FLAG)
 M = TypeVar("M", bound=syntax.Member)
 
 
 class MemberResolver(ExpressionResolver):
     """What all definitions have in common: members, hyperparameters, conditions."""
 
-    def __init__(self, definition: syntax.Definition, log: Log) -> None:
-        super().__init__(definition, log)
+    def __init__(
+        self, definition: syntax.Definition, log: Log, others: Others | None = None
+    ) -> None:
+        super().__init__(definition, log, others)
         self.requires: list[ir.Require] = []
 
     def members(self, type_: type[M]) -> list[M]:
@@ -74,19 +81,23 @@ class MemberResolver(ExpressionResolver):
     # Hyperparameters
 
     def declare_hypers(self) -> None:
-        declarations = self.members(syntax.HyperDecl)
-        for declaration in declarations:
+        for declaration in self.members(syntax.HyperDecl):
             hyper = self._hyper(declaration)
             if hyper is None:
                 self.scope.broken |= {n.text for n in _declared(declaration)}
             else:
                 self.hypers.append(hyper)
-        # In the order of the text: the first that fails is the error that users see.
-        clauses = [c for d in declarations for c in d.requires]
+
+    def hold_requires(self) -> None:
+        """The conditions in the order of the text: the first that fails is the error that users
+        see."""
+        clauses = [c for d in self.members(syntax.HyperDecl) for c in d.requires]
         clauses += self.members(syntax.RequireClause)
+        # An argument may be held to a condition where nothing keeps it.
+        whens, self.whens = self.whens, {}
         for clause in sorted(clauses, key=lambda c: c.span.start):
             self.add_requires(clause)
-        check_defaults(self.hypers, self.requires, self.definition, self.log)
+        self.whens = whens
 
     def _hyper(self, declaration: syntax.HyperDecl) -> Hyper | None:
         name, default = declaration.name, declaration.default
@@ -96,16 +107,48 @@ class MemberResolver(ExpressionResolver):
             return self._tuple(declaration, declaration.type.components)
         implied = Base.BOOL if declaration.is_option else Base.REAL
         declared = self._value_type(declaration.type, implied)
+        if declared.many and default is not None:
+            self.log.error(
+                Code.UNSUPPORTED, "A list has no default.", default.span,
+                hints=(f"Leave it out: '{name.text}' is then required.",),
+            )  # fmt: skip
+            self._declare(name, Role.HYPER, Kind.HYPER, declared)
+            return None
         kind = Kind.OPTION if declaration.is_option else Kind.HYPER
         role = Role.OPTION if declaration.is_option else Role.HYPER
         value = None if default is None else self.expr(default)
         fits = self._fits_option if declaration.is_option else self._fits_hyper
         fits_default = fits(declaration, value, declared)
+        when = self.existence(declaration.when)
         free = self._declare(name, role, kind, declared)
         if not free or not fits_default:
             return None
+        if when is not None and self.is_of_schedule:
+            self.whens[name.text] = when
         literal = None if default is None else unparse_expr(default)
-        return Hyper(name.text, kind, declared, value, literal, span=name.span)
+        attribute = declaration.attribute.text if declaration.attribute is not None else ""
+        return Hyper(
+            name.text, kind, declared, value, literal, when=when, attribute=attribute,
+            span=name.span,
+        )  # fmt: skip
+
+    def existence(
+        self,
+        node: syntax.Expr | None,
+        what: str = "this",
+        reads: str = "options and hyperparameters",
+    ) -> ir.Expr | None:
+        """The condition behind `when`; None where there is none, or it is in error."""
+        when = None if node is None else self.expr(node)
+        if node is None or when is None or not self.expect_bool(when, node.span):
+            return None
+        if ir.is_given(when):
+            return when
+        self.log.error(
+            Code.WRONG_KIND, f"Whether {what} exists cannot depend on the step.", node.span,
+            hints=(f"'when' reads {reads}.",),
+        )  # fmt: skip
+        return None
 
     def _declare(self, name: syntax.Name, role: Role, kind: Kind, declared: ValueType) -> bool:
         """Whether the name was free."""
@@ -131,7 +174,14 @@ class MemberResolver(ExpressionResolver):
         if not self._declare(name, Role.HYPER, Kind.HYPER, declared):
             return None
         value = ir.Const(None, span=default.span)
-        return Hyper(name.text, Kind.HYPER, declared, value, "unset", span=name.span)
+        when = self.existence(declaration.when)
+        if when is not None and self.is_of_schedule:
+            self.whens[name.text] = when
+        attribute = declaration.attribute.text if declaration.attribute is not None else ""
+        return Hyper(
+            name.text, Kind.HYPER, declared, value, "unset", when=when, attribute=attribute,
+            span=name.span,
+        )  # fmt: skip
 
     def _fits_option(
         self, declaration: syntax.HyperDecl, value: ir.Expr | None, declared: ValueType
@@ -209,7 +259,7 @@ class MemberResolver(ExpressionResolver):
         self.unset |= {*may_be_unset}
         return Hyper(
             name.text, Kind.HYPER, ValueType(Base.REAL), None, unparse_expr(declaration.default),
-            names, parts, may_be_unset, name.span,
+            names, parts, may_be_unset, span=name.span,
         )  # fmt: skip
 
     def _may_be_unset(self, component: syntax.Component) -> bool:
@@ -248,24 +298,25 @@ class MemberResolver(ExpressionResolver):
     def _value_type(self, declared: syntax.TypeExpr | None, implied: Base) -> ValueType:
         if declared is None:
             return ValueType(implied)
-        if declared.choices:
-            for word in declared.words:
-                if word.text != "optional":
-                    self._refuse_type(word)
-            choices = tuple(c.value for c in declared.choices)
-            return ValueType(Base.TEXT, bool(declared.words), choices=choices)
-        *modifiers, last = (word.text for word in declared.words)
         for word in declared.words:
             if word.text not in (*BASES, *MODIFIERS):
                 self._refuse_type(word)
                 return ValueType(implied)
-        if any(m not in MODIFIERS for m in modifiers) or last not in BASES:
+        choices = tuple(c.value for c in declared.choices)
+        words = [word.text for word in declared.words]
+        base = "text" if choices else words.pop()
+        one_or_many = "list" not in words or not {"per_group", "group"} & {*words}
+        each_once = len({*words}) == len(words)
+        if base not in BASES or not {*words} <= {*MODIFIERS} or not one_or_many or not each_once:
             self.log.error(
                 Code.UNKNOWN_TYPE, f"'{declared.span.text}' is not a type.", declared.span,
-                hints=("A type is one word, or 'optional' or 'per_group' before it.",),
+                hints=(f"A type is one word, behind any of {', '.join(MODIFIERS)}.",),
             )  # fmt: skip
             return ValueType(implied)
-        return ValueType(BASES[last], "optional" in modifiers, "per_group" in modifiers)
+        return ValueType(
+            BASES[base], "optional" in words, "per_group" in words, choices,
+            grouped="group" in words, many="list" in words,
+        )  # fmt: skip
 
     def _refuse_type(self, word: syntax.Name) -> None:
         names = (*BASES, *MODIFIERS)
@@ -289,7 +340,8 @@ class MemberResolver(ExpressionResolver):
             expr = self._asked(condition)
             if expr is None or not self.expect_bool(expr, condition.span):
                 continue
-            if not ir.is_given(expr):
+            asked = [r for r in ir.refs(expr) if not self.readable_in_require(r)]
+            if not all(map(ir.is_given, asked)):
                 self.log.error(
                     Code.WRONG_KIND, "A 'require' speaks of hyperparameters, not of values.",
                     condition.span,
@@ -297,8 +349,29 @@ class MemberResolver(ExpressionResolver):
                 continue
             read = (r.name for r in ir.refs(expr) if r.role in ARGUMENTS)
             hypers = tuple(dict.fromkeys(read))
+            told = clause.message is not None
             text = clause.message.value if clause.message else require_message(hypers, condition)
-            self.requires.append(ir.Require(expr, text, hypers, condition.span))
+            self.requires.append(ir.Require(expr, text, hypers, told, condition.span))
+
+    def require_of_call(self, require: ir.Require, span: Span) -> None:
+        condition = require.condition
+        names = tuple(dict.fromkeys(r.name for r in ir.refs(condition) if r.role in ARGUMENTS))
+        message = require.message if require.told else breaks(names, show_source(condition))
+        if not any(ir.refs(condition)):
+            if not evaluate(condition, {}):
+                self.log.error(
+                    Code.DEFAULT_BREAKS_REQUIRE,
+                    "This call breaks a condition of the schedule.", span,
+                    related=((require.span, "the condition"),),
+                )  # fmt: skip
+        elif condition not in [r.condition for r in self.requires] and all(
+            self.readable_in_require(r) or ir.is_given(r) for r in ir.refs(condition)
+        ):
+            self.requires.append(ir.Require(condition, message, names, require.told, require.span))
+
+    def readable_in_require(self, ref: ir.Ref) -> bool:
+        """Whether a condition may read a name that is no hyperparameter."""
+        return False
 
     def _asked(self, node: syntax.Expr) -> ir.Expr | None:
         """Beside values, a `require` of an optimizer reads flags and asks what is a tensor."""
@@ -318,7 +391,9 @@ class MemberResolver(ExpressionResolver):
             known = self.scope.names.get(name)
             if name in ("param.shape", "indices") and about_param:
                 continue
-            if known is not None and known.role in (Role.HYPER, Role.OPTION):
+            if known is not None and (
+                known.role in (Role.HYPER, Role.OPTION) or self.readable_in_require(known)
+            ):
                 continue
             start = message.span.start + 1 + offset
             span = Span(message.span.source, start, start + max(1, len(name)))
@@ -400,8 +475,10 @@ def check_defaults(
     definition: syntax.Definition,
     log: Log,
     fixed: Mapping[str, ir.Const] | None = None,
+    word: str = "default",
 ) -> None:
-    """A default that breaks its own `require` would make the plain constructor fail."""
+    """A default that breaks its own `require` would make the plain constructor fail. `fixed` holds
+    values in the place of defaults, and `word` says what those are."""
     defaults: dict[str, _Default] = {}
     for name, expr in _default_values(hypers, fixed or {}):
         try:
@@ -415,11 +492,12 @@ def check_defaults(
     for require in requires:
         if not set(require.hypers) <= set(defaults):
             continue  # it speaks of a required hyperparameter: there is no default to hold
-        if any(r.role is Role.PROPERTY for r in ir.refs(require.condition)):
-            continue  # it speaks of a parameter that is not there yet
+        if any(r.role not in ASKED for r in ir.refs(require.condition)):
+            continue  # it speaks of a parameter or an epoch that is not there yet
         condition = ir.map_expr(require.condition, _by_default)
         if not evaluate(condition, {n: d.value for n, d in defaults.items()}):
-            _refuse_defaults(require, defaults, definition, log)
+            blamed = {*require.hypers} & {*(fixed or {})}
+            _refuse_defaults(require, defaults, definition, log, word if blamed else "default")
 
 
 def _by_default(expr: ir.Expr) -> ir.Expr:
@@ -450,7 +528,11 @@ def _default_values(
 
 
 def _refuse_defaults(
-    require: ir.Require, defaults: Mapping[str, _Default], definition: syntax.Definition, log: Log
+    require: ir.Require,
+    defaults: Mapping[str, _Default],
+    definition: syntax.Definition,
+    log: Log,
+    word: str,
 ) -> None:
     """The smallest wrong place is the default where one is to blame, and in a derived optimizer
     what it sets; else the condition."""
@@ -461,7 +543,7 @@ def _refuse_defaults(
     if len(blamed) == 1 or (here and definition.base is not None):
         log.error(
             Code.DEFAULT_BREAKS_REQUIRE,
-            f"This default breaks the condition {' '.join(require.span.text.split())}.",
+            f"This {word} breaks the condition {' '.join(require.span.text.split())}.",
             (here or blamed)[0],
             related=((require.span, "this condition"),),
             notes=(f"The defaults are {values}.",) if len(blamed) > 1 else (),

@@ -9,6 +9,7 @@ from optdsl.diagnostics import Code, did_you_mean
 from optdsl.ir import FLAGS, ROUTINE_FLAGS, Role, Spec, State
 from optdsl.ops import OPS, Kind, Type
 from optdsl.resolve.expressions import INITIAL
+from optdsl.resolve.hypers import check_defaults
 from optdsl.resolve.sparse import MODES, not_elementwise, not_linear
 from optdsl.resolve.statements import StatementResolver
 from optdsl.resolve.words import head
@@ -30,7 +31,9 @@ class OptimizerResolver(StatementResolver):
         name = self.definition.name
         self.refuse(MEMBERS, "an optimizer")
         self.declare_hypers()
-        self._refuse_per_group()
+        self.hold_requires()
+        check_defaults(self.hypers, self.requires, self.definition, self.log)
+        self._refuse_of_schedules()
         self.scope.names["param"] = ir.Ref("param", Role.PARAM, Kind.ELEMENTWISE)
         self.scope.names["grad"] = ir.Ref("grad", Role.GRAD, Kind.ELEMENTWISE)
         states = self._states()
@@ -59,7 +62,9 @@ class OptimizerResolver(StatementResolver):
                 hints=("Write: update { ... }",),
             )  # fmt: skip
         self.unset |= {s.name for s in states if s.initial is None}
+        own = len(self.requires)
         body = self.infer(update.body)
+        check_defaults(self.hypers, self.requires[own:], self.definition, self.log)
         spec = Spec(
             name.text, self.definition.span.source, doc, cites, tuple(self.hypers), signature,
             tuple(self.requires), states, body, sparse=self._sparse(states, body),
@@ -71,14 +76,34 @@ class OptimizerResolver(StatementResolver):
             self._check_use(spec, update)
         return spec
 
-    def _refuse_per_group(self) -> None:
+    def _refuse_of_schedules(self) -> None:
+        """Refuse what only the hyperparameters and states of schedules can be."""
         for member in self.members(syntax.HyperDecl):
             for word in member.type.words if member.type is not None else ():
-                if word.text == "per_group":
+                if word.text in ("per_group", "group"):
                     self.log.error(
                         Code.UNSUPPORTED, "Every hyperparameter of an optimizer is one per group.",
-                        word.span, hints=("Leave 'per_group' out.",),
+                        word.span, hints=(f"Leave '{word.text}' out.",),
                     )  # fmt: skip
+                elif word.text in ("list", "function"):
+                    self.log.error(
+                        Code.UNSUPPORTED, f"A hyperparameter of an optimizer is no {word.text}.",
+                        word.span, hints=("Schedules take such values.",),
+                    )  # fmt: skip
+            if member.when is not None:
+                self.log.error(
+                    Code.UNSUPPORTED, "Every parameter group has every hyperparameter.",
+                    member.when.span, hints=("Leave 'when' out.",),
+                )  # fmt: skip
+        named: list[syntax.HyperDecl | syntax.StateDecl] = [
+            *self.members(syntax.HyperDecl), *self.members(syntax.StateDecl)
+        ]  # fmt: skip
+        for kept in named:
+            if kept.attribute is not None:
+                self.log.error(
+                    Code.UNSUPPORTED, "In an optimizer names and keys are the same.",
+                    kept.attribute.span, hints=("Leave 'as' out.",),
+                )  # fmt: skip
 
     def _check_routine(self, routine: syntax.Routine, update: syntax.Update | None) -> None:
         known = resources.routines()
@@ -206,7 +231,13 @@ class OptimizerResolver(StatementResolver):
                 Code.UNSUPPORTED, "A slot takes its type from the precision policy.",
                 member.type.span, hints=(f"Write: state {name.text} = ...",),
             )  # fmt: skip
-        when = None if member.when is None else self._when(member.when)
+        if member.modifier == "group":
+            self.log.error(
+                Code.UNSUPPORTED, "An optimizer keeps its slots for each parameter.",
+                head(member.span), hints=("Leave 'group' out.",),
+            )  # fmt: skip
+        reads = "options, hyperparameters and properties of 'param'"
+        when = self.existence(member.when, "a slot", reads)
         initial = self._initial(member.initial)
         is_unset = isinstance(member.initial, syntax.Unset)
         kind = Kind.ELEMENTWISE if is_unset or initial is None else ir.kind_of(initial)
@@ -225,19 +256,6 @@ class OptimizerResolver(StatementResolver):
             self.whens[name.text] = when
         eager, output = member.modifier == "eager", member.modifier == "output"
         return State(name.text, kind, initial, when, eager, integer, output, name.span)
-
-    def _when(self, node: syntax.Expr) -> ir.Expr | None:
-        """Whether a slot exists is decided before anything is computed."""
-        when = self.expr(node)
-        if when is None or not self.expect_bool(when, node.span):
-            return None
-        if ir.is_given(when):
-            return when
-        self.log.error(
-            Code.WRONG_KIND, "Whether a slot exists cannot depend on the step.", node.span,
-            hints=("'when' reads options, hyperparameters and properties of 'param'.",),
-        )  # fmt: skip
-        return None
 
     def _initial(self, node: syntax.Expr) -> ir.Expr | None:
         """A slot's first value: a number, zeros_like(param) or full_like(param, number)."""
@@ -399,8 +417,11 @@ def _is_whole(value: ir.Expr | None) -> bool:
 
 
 def name_in_let(stmt: ir.Let) -> Span:
-    """`let name = ...` -> the place of the name."""
-    start = stmt.span.start + stmt.span.text.index(stmt.name, len("let"))
+    """`let name = ...` -> the place of the name; all of what made a let that nobody wrote."""
+    at = stmt.span.text.find(stmt.name, len("let"))
+    if at < 0:
+        return stmt.span
+    start = stmt.span.start + at
     return Span(stmt.span.source, start, start + len(stmt.name))
 
 

@@ -9,7 +9,7 @@ from optdsl import syntax
 from optdsl.diagnostics import Code, Log
 from optdsl.ir import FLAGS, Ref, Role
 from optdsl.resolve.words import article
-from optdsl.runtime import RUNTIME, STANDARD, TORCH
+from optdsl.runtime import AVERAGE, RUNTIME, SCHEDULE, STANDARD, TORCH
 from optdsl.source import Span
 
 PYTHON = frozenset({*keyword.kwlist, "case", "match", "true", "false"})
@@ -28,9 +28,10 @@ GENERATED = frozenset(
     | {name for name in RUNTIME if name.islower()}
 )
 # Names of classes and modules that a generated module imports.
+TAKEN = (*STANDARD, *TORCH, *RUNTIME, *SCHEDULE, *AVERAGE)
 IMPORTED = frozenset(
-    {name.lower() for name in (*STANDARD, *TORCH, *RUNTIME) if not name.islower()}
-    | {"lrscheduler", "chainscheduler", "closedscheduler", "metricscheduler", "rate", "literal"}
+    {name.lower() for name in TAKEN if not name.islower()}
+    | {"averagedmodel"}
     | {"torch", "lr_scheduler", "__init__", "importlib", "getattr", "globals", "type_checking"}
 )
 
@@ -81,10 +82,12 @@ class Scope:
     spans: dict[str, Span] = field(default_factory=dict)
     # Declared names whose value is in error: reading them is not a second error.
     broken: set[str] = field(default_factory=set)
+    # Reserved names that this definition may declare.
+    permitted: frozenset[str] = frozenset()
 
     def declare(self, name: syntax.Name, ref: Ref, log: Log) -> bool:
         """Whether the name was free."""
-        reserved = refuse_reserved(name, log)
+        reserved = name.text not in self.permitted and refuse_reserved(name, log)
         known = self.names.get(name.text)
         if known is not None:
             if not reserved:

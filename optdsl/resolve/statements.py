@@ -10,16 +10,19 @@ from optdsl import ir, syntax
 from optdsl.diagnostics import Code, Log, did_you_mean
 from optdsl.ir import Role
 from optdsl.ops import BINARY, Kind, Type
-from optdsl.resolve.expressions import known_set
+from optdsl.resolve.calls import Others
+from optdsl.resolve.expressions import known, known_set
 from optdsl.resolve.hypers import MemberResolver
-from optdsl.resolve.words import TYPES, article
+from optdsl.resolve.words import TYPES
 
 
 class StatementResolver(MemberResolver):
     """Binds the statements of an update."""
 
-    def __init__(self, definition: syntax.Definition, log: Log) -> None:
-        super().__init__(definition, log)
+    def __init__(
+        self, definition: syntax.Definition, log: Log, others: Others | None = None
+    ) -> None:
+        super().__init__(definition, log, others)
         # The widest kind that was assigned to a local name, by the place of its `let`.
         self.kinds: dict[int, Kind] = {}
 
@@ -78,12 +81,12 @@ class StatementResolver(MemberResolver):
 
     def _assign(self, node: syntax.AssignStmt) -> Iterator[ir.Stmt]:
         name = node.target
-        known = self.scope.names.get(name.text)
-        if known is None or not self.assignable(known):
+        declared = self.scope.names.get(name.text)
+        if declared is None or not self.assignable(declared):
             self.expr(node.value)
-            self._refuse_target(name, known)
+            self._refuse_target(name, declared)
             return
-        target = replace(known, span=name.span)
+        target = replace(declared, span=name.span)
         found = self._augmented(node, target) if node.operator else self._plain(node)
         if name.text in self.scope.broken or found is None:
             return
@@ -94,8 +97,8 @@ class StatementResolver(MemberResolver):
         self.assigned |= {name.text}
         yield ir.Assign(target, _spread(value, target.kind), operator, node.span)
 
-    def _refuse_target(self, name: syntax.Name, known: ir.Ref | None) -> None:
-        if known is None:
+    def _refuse_target(self, name: syntax.Name, declared: ir.Ref | None) -> None:
+        if declared is None:
             new = f"A new name is made with: let {name.text} = ..."
             self.log.error(
                 Code.UNKNOWN_NAME, f"Unknown name '{name.text}'.", name.span,
@@ -107,8 +110,9 @@ class StatementResolver(MemberResolver):
             self.scope.broken.add(name.text)
             return
         self.log.error(
-            Code.NOT_ASSIGNABLE, f"'{name.text}' is {article(known.role)}: it cannot be assigned.",
-            name.span, hints=(f"Give the new value a name: let {name.text}_now = ...",),
+            Code.NOT_ASSIGNABLE,
+            f"'{name.text}' is {self.what(declared)}: it cannot be assigned.", name.span,
+            hints=(f"Give the new value a name: let {name.text}_now = ...",),
         )  # fmt: skip
 
     def _plain(self, node: syntax.AssignStmt) -> tuple[ir.Expr, Kind, str] | None:
@@ -175,12 +179,12 @@ class StatementResolver(MemberResolver):
             # Nothing is known about slots any more, so nothing is said about them.
             unset, self.whens = frozenset(), {}
         self.unset = unset - known_set(condition, True)
-        self.guards = guards | _known(condition, True)
+        self.guards = guards | known(condition, True)
         assigned = self.assigned
         then = self.block(node.then)
         after_then, assigned_then = self.unset - self._absent(), self.assigned
         self.unset = unset - known_set(condition, False)
-        self.guards = guards | _known(condition, False)
+        self.guards = guards | known(condition, False)
         self.assigned = assigned
         orelse = self.block(node.orelse)
         self.assigned |= assigned_then
@@ -192,7 +196,7 @@ class StatementResolver(MemberResolver):
     def _absent(self) -> frozenset[str]:
         """The slots that do not exist here."""
         return frozenset(
-            name for name, when in self.whens.items() if _known(when, False) <= self.guards
+            name for name, when in self.whens.items() if known(when, False) <= self.guards
         )
 
     def _repeat(self, node: syntax.RepeatStmt) -> Iterator[ir.Stmt]:
@@ -239,19 +243,3 @@ def _spread(value: ir.Expr, kind: Kind) -> ir.Expr:
         return value
     param = ir.Ref("param", Role.PARAM, Kind.ELEMENTWISE, span=value.span)
     return ir.apply("full_like", param, value, span=value.span)
-
-
-def _known(condition: ir.Expr | None, holds: bool) -> frozenset[ir.Expr]:
-    """The conditions that hold where this one does, or does not."""
-    match condition, holds:
-        case None, _:
-            return frozenset()
-        case ir.Apply(op="and", args=(left, right)), True:
-            return _known(left, True) | _known(right, True) | {condition}
-        case ir.Apply(op="not", args=(operand,)), _:
-            return _known(operand, not holds) | ({condition} if holds else frozenset())
-        case ir.Apply(op="or", args=(left, right)), False:
-            return _known(left, False) | _known(right, False)
-        case _:
-            assert condition is not None
-            return frozenset({condition if holds else ir.apply("not", condition)})

@@ -23,6 +23,12 @@ MEMBERS: dict[type[syntax.Member], str] = {
     syntax.Routine: "routine",
     syntax.Update: "update",
     syntax.LetStmt: "let",
+    syntax.Observe: "observe",
+    syntax.Function: "function",
+    syntax.Phases: "phases",
+    syntax.Fractional: "fractional",
+    syntax.ExampleDecl: "example",
+    syntax.Drive: "schedule",
 }
 
 
@@ -40,6 +46,8 @@ def member_word(member: syntax.Member) -> str:
             return "default" if is_default else "fix"
         case syntax.Form(is_closed=is_closed):
             return "closed" if is_closed else "chain"
+        case syntax.AverageForm(is_each=is_each):
+            return "each" if is_each else "multi"
         case _:
             return MEMBERS[type(member)]
 
@@ -50,6 +58,7 @@ def words(types: Iterable[type[syntax.Member]]) -> str:
         syntax.HyperDecl: ("hyper", "option"),
         syntax.Fix: ("fix", "default"),
         syntax.Form: ("closed", "chain"),
+        syntax.AverageForm: ("each", "multi"),
     }
     return ", ".join(w for t in types for w in several.get(t, (MEMBERS.get(t, ""),)))
 
@@ -72,15 +81,25 @@ def article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-TYPES = {Type.NUMBER: "a number", Type.BOOL: "a condition", Type.TEXT: "a text"}
+TYPES = {
+    Type.NUMBER: "a number",
+    Type.BOOL: "a condition",
+    Type.TEXT: "a text",
+    Type.LIST: "a list",
+    Type.FUNCTION: "a function",
+}
 
 
 def type_of(declared: ValueType) -> Type:
+    if declared.many:
+        return Type.LIST
     match declared.base:
         case Base.BOOL:
             return Type.BOOL
         case Base.TEXT:
             return Type.TEXT
+        case Base.FUNCTION:
+            return Type.FUNCTION
         case Base.REAL | Base.INT:
             return Type.NUMBER
 
@@ -97,11 +116,16 @@ def type_phrase(declared: ValueType) -> str:
             return " or ".join(f'"{c}"' for c in declared.choices)
         case Base.TEXT:
             return "a text"
+        case Base.FUNCTION:
+            return "a function"
 
 
 def require_message(hypers: tuple[str, ...], condition: syntax.Expr) -> str:
     """The message of a `require` without one: the names, their values, the condition."""
-    text = unparse_expr(condition)
+    return breaks(hypers, unparse_expr(condition))
+
+
+def breaks(hypers: tuple[str, ...], text: str) -> str:
     if not hypers:
         return f"This needs {text}"
     names = ", ".join(f"{n} = {{{n}}}" for n in hypers)

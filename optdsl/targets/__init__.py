@@ -9,8 +9,18 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from optdsl.emit import python_path, render
-from optdsl.ir import Schedule, Spec, Unit
-from optdsl.targets import eager, foreach, functional, latex, layout, module, schedule, triton
+from optdsl.ir import Average, Schedule, Spec, Unit
+from optdsl.targets import (
+    average,
+    eager,
+    foreach,
+    functional,
+    latex,
+    layout,
+    module,
+    schedule,
+    triton,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +29,7 @@ class Target:
     `path` says in which file of the package the section stands; None: it is only shown."""
 
     name: str
-    unit: type[Spec] | type[Schedule]
+    unit: type[Spec] | type[Schedule] | type[Average]
     lower: Callable[[Any], Any | None]
     template: str
     path: Callable[[Unit], PurePosixPath] | None
@@ -42,7 +52,16 @@ TARGETS: tuple[Target, ...] = (
         "schedule", Schedule, schedule.lower, "schedule.py.jinja",
         lambda unit: python_path("lr_scheduler", unit.name.lower()),
     ),
+    Target(
+        "average", Average, average.lower, "average.py.jinja",
+        lambda unit: python_path("swa_utils", unit.name.lower()),
+    ),
+    Target(
+        "triton", Average, average.kernel, "triton.py.jinja",
+        lambda unit: python_path("_triton", unit.name.lower()),
+    ),
     Target("latex", Spec, latex.lower, "latex.md.jinja", None),
+    Target("latex", Schedule, schedule.page, "latex.md.jinja", None),
 )  # fmt: skip
 
 

@@ -11,12 +11,15 @@ from optdsl.targets.layout import laid_out
 FUTURE = "from __future__ import annotations\n"
 
 
-def with_imports(text: str, package: Mapping[str, str]) -> str:
+def with_imports(
+    text: str, package: Mapping[str, str], runtime: Mapping[str, str] = RUNTIME
+) -> str:
     """The text of a module with its imports behind the first line that every module has.
 
     Args:
         text: a module that begins with a docstring and `from __future__ import annotations`.
         package: more names and the modules of this package that define them.
+        runtime: what all modules of the kind share, of this package and of torch.
     """
     tree = ast.parse(text)
     mentioned = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
@@ -24,7 +27,10 @@ def with_imports(text: str, package: Mapping[str, str]) -> str:
     known |= {a.asname or a.name for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)
               for a in n.names}  # fmt: skip
     needed = mentioned - known
-    blocks = [_block(needed, origin) for origin in (STANDARD, TORCH, {**package, **RUNTIME})]
+    ours = {name: module for name, module in runtime.items() if module.startswith(".")}
+    torch = {name: module for name, module in runtime.items() if name not in ours}
+    origins = (STANDARD, {**TORCH, **torch}, {**package, **ours})
+    blocks = [_block(needed, origin) for origin in origins]
     lines = "".join(f"\n{block}" for block in blocks if block)
     return text.replace(FUTURE, FUTURE + lines, 1)
 

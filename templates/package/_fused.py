@@ -434,9 +434,12 @@ class _Launch:
             # A slot or a gradient is gone or has no address: the next plan says what is wrong.
             return False
 
+    def gradients(self) -> list[Any]:
+        return [param.grad for param in self.params]
+
     def _refresh_grads(self) -> bool:
         """Bring the gradients' addresses up to date. False if their dtype is another now."""
-        grads: list[Any] = [param.grad for param in self.params]
+        grads = self.gradients()
         if {grad.dtype for grad in grads} != {self.grad_dtype}:
             return False
         strides = list(map(Tensor.stride, grads))

@@ -89,6 +89,8 @@ def minimum(left: Any, right: Any) -> Any:
 def lerp(start: Tensor, end: Tensor, weight: Any) -> Tensor:
     """`torch.lerp`, which wants tensors of one dtype."""
     dtype = torch.promote_types(start.dtype, end.dtype)
+    if not (dtype.is_floating_point or dtype.is_complex):
+        dtype = torch.get_default_dtype()
     start, end = start.to(dtype), end.to(dtype)
     return torch.lerp(start, end, weight.to(start) if isinstance(weight, Tensor) else weight)
 
@@ -130,3 +132,7 @@ def sin(value: Any) -> Any:
 
 def cos(value: Any) -> Any:
     return value.cos() if isinstance(value, Tensor) else math.cos(value)
+
+
+def floor(value: Any) -> Any:
+    return value.floor() if isinstance(value, Tensor) else math.floor(value)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import generated
+from generated import swa_utils
 
 pytestmark = pytest.mark.gpu
 SIZES = ((), (0,), (7,), (513,), (64, 65), (4096,))
@@ -48,4 +49,29 @@ def test_fused_kernel_follows_the_for_loop(name: str, dtype: torch.dtype) -> Non
     for flags in ({"fused": True}, {"fused": True, "capturable": True}, {"foreach": True}):
         found = trained(name, "cuda", dtype, **flags)
         for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("average", [swa_utils.SWA(), swa_utils.EMA(0.9)], ids=repr)
+def test_fused_averages_follow_the_for_loop_and_wait_for_nothing(
+    average: swa_utils.SWA | swa_utils.EMA, dtype: torch.dtype
+) -> None:
+    def averaged(device: str, **flags: Any) -> list[torch.Tensor]:
+        random = torch.Generator().manual_seed(0)
+        model = torch.nn.Module()
+        model.params = torch.nn.ParameterList(torch.zeros(s, dtype=dtype) for s in SIZES)
+        result = swa_utils.AveragedModel(model.to(device), average=average, **flags)
+        for step in range(6):
+            for param in model.parameters():
+                param.data.copy_(torch.randn(param.shape, generator=random))
+            if flags.get("fused") and step > 1:  # the first ones make tables, and compile
+                torch.cuda.set_sync_debug_mode("error")
+            result.update_parameters(model)
+            torch.cuda.set_sync_debug_mode("default")
+        return [param.detach().cpu() for param in result.module.parameters()]
+
+    expected = averaged("cpu", foreach=False)
+    for flags in ({"fused": True}, {"foreach": True}, {"foreach": False}):
+        for a, b in zip(averaged("cuda", **flags), expected, strict=True):
             torch.testing.assert_close(a, b, **TOLERANCE[dtype])

@@ -1,5 +1,16 @@
-"""Equations as people read them: for docstrings, and as a page for each optimizer."""
+"""Equations as people read them: for docstrings, and as a page for each definition."""
 
-from optdsl.targets.latex.lower import Symbols, aligned, cases, equations, lower, statements
+from optdsl.targets.latex.lower import Symbols, aligned, cases, equations, lower, row, statements
+from optdsl.targets.latex.view import Section, View
 
-__all__ = ["Symbols", "aligned", "cases", "equations", "lower", "statements"]
+__all__ = [
+    "Section",
+    "Symbols",
+    "View",
+    "aligned",
+    "cases",
+    "equations",
+    "lower",
+    "row",
+    "statements",
+]

@@ -30,7 +30,7 @@ from optdsl.ir import statements as nested
 from optdsl.ops import Op, Spelling
 from optdsl.passes.lower_descend import PARAM
 from optdsl.passes.specialise import specialise
-from optdsl.targets.latex.view import View
+from optdsl.targets.latex.view import Section, View
 
 # What papers call it. Other names follow the rules of `symbol`.
 NOTATION = {
@@ -50,6 +50,7 @@ GREEK = frozenset(
 
 def lower(spec: Spec) -> View:
     symbols = Symbols(_names(spec))
+    shown = equations(spec)
     fixed = dict(spec.fixed)
     shared = [r for r in spec.requires if len(_owners(spec, r)) != 1]
     return View(
@@ -59,7 +60,7 @@ def lower(spec: Spec) -> View:
         hypers=tuple(_hyper(spec, h, symbols) for h in spec.hypers if h.name not in fixed),
         conditions=tuple(printing.show_source(r.condition) for r in shared),
         states=tuple(_state(s, symbols) for s in specialise(spec, fixed).states),
-        equations=equations(spec),
+        sections=(Section("Update", shown),) if shown else (),
     )
 
 
@@ -173,8 +174,10 @@ class Symbols:
                 return r"\infty"
             case Const(value=None):
                 return r"\text{unset}"
-            case Const(value=bool() | str() as value):
+            case Const(value=bool() as value):
                 return rf"\text{{{str(value).lower()}}}"
+            case Const(value=str() as text):
+                return rf"\text{{{_escaped(text)}}}"
             case Const(value=number):
                 return _number(number)
             case _:
@@ -241,14 +244,15 @@ def _hyper(spec: Spec, hyper: Hyper, symbols: Symbols) -> str:
     default = f"`{hyper.literal}`" if hyper.literal is not None else "required"
     own = [r for r in spec.requires if _owners(spec, r) == (hyper,)]
     conditions = ", ".join(f"`{printing.show_source(r.condition)}`" for r in own)
-    return _row(f"`{hyper.name}`", signs, default, conditions)
+    return row(f"`{hyper.name}`", signs, default, conditions)
 
 
 def _state(state: State, symbols: Symbols) -> str:
     initial = "`unset`" if state.initial is None else f"`{printing.show_source(state.initial)}`"
     when = "always" if state.when is None else f"when `{printing.show_source(state.when)}`"
-    return _row(f"`{state.name}`", f"${symbols[state.name]}$", initial, when)
+    return row(f"`{state.name}`", f"${symbols[state.name]}$", initial, when)
 
 
-def _row(*cells: str) -> str:
+def row(*cells: str) -> str:
+    """A row of a table."""
     return " | ".join(cell.replace("|", r"\|") for cell in cells)

@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Section:
+    """Equations under a heading."""
+
+    title: str
+    equations: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """Rows are cells of a Markdown table, without its outer bars."""
 
@@ -15,4 +23,4 @@ class View:
     hypers: tuple[str, ...]
     conditions: tuple[str, ...]
     states: tuple[str, ...]
-    equations: tuple[str, ...]
+    sections: tuple[Section, ...]

@@ -17,7 +17,6 @@ from optdsl.ir import (
     Role,
     Spec,
     State,
-    apply,
     refs,
 )
 from optdsl.ops import Kind
@@ -25,9 +24,11 @@ from optdsl.passes import supports_complex
 from optdsl.targets import latex, signature, triton
 from optdsl.targets.layout import WIDTH, bracketed, broken_assignment, indented
 from optdsl.targets.module.view import View
-from optdsl.targets.signature import TYPES, is_dependent
+from optdsl.targets.signature import is_dependent, quoted
 from optdsl.targets.torch_code import Lines
 
+# What a number may be given as.
+REAL = "float | Tensor"
 # Type, default and meaning.
 FLAG_ROWS = {
     "foreach": (
@@ -74,24 +75,11 @@ def _parameter(spec: Spec, name: str) -> str:
         annotation, default, _ = FLAG_ROWS[name]
         return f"{name}: {annotation} = {default}"
     hyper = _hyper(spec, name)
-    value = signature.default(hyper)
-    return f"{name}: {_annotation(hyper)}" + (f" = {value}" if value is not None else "")
+    return signature.parameter(hyper, signature.annotation(hyper, REAL))
 
 
 def _hyper(spec: Spec, name: str) -> Hyper:
     return next(h for h in spec.hypers if h.name == name)
-
-
-def _annotation(hyper: Hyper) -> str:
-    if hyper.components:
-        types = (
-            f"float | Tensor{' | None' if c in hyper.optional_parts else ''}"
-            for c in hyper.components
-        )
-        return f"tuple[{', '.join(types)}]"
-    base = TYPES[hyper.type.base]
-    base = "float | Tensor" if base == "float" else base
-    return f"{base} | None" if hyper.type.optional or is_dependent(hyper) else base
 
 
 def _defaults(spec: Spec) -> Lines:
@@ -99,17 +87,10 @@ def _defaults(spec: Spec) -> Lines:
     entries = [f'"{n}": {n}' for n in names]
     dependent = [h for h in spec.hypers if is_dependent(h)]
     return (
-        *(line for h in dependent for line in _resolve(h)),
+        *(line for h in dependent for line in signature.resolution(h)),
         *bracketed("defaults = {", entries, "}", 8),
         "super().__init__(params, defaults)",
     )
-
-
-def _resolve(hyper: Hyper) -> Lines:
-    """A default that reads other arguments, in the constructor."""
-    assert hyper.default is not None
-    value = printing.show(hyper.default, printing.host)
-    return broken_assignment(hyper.name, f"{value} if {hyper.name} is None else {hyper.name}", 8)
 
 
 def _forward(spec: Spec) -> Lines:
@@ -142,7 +123,9 @@ def _checks(spec: Spec) -> Iterator[str]:
             yield from indented((f'raise ValueError("{message}")',))
     for require in spec.requires:
         if not _about_param(require):
-            yield from _check(spec, require)
+            failed = printing.none_tests(signature.negated(require.condition))
+            message = signature.message(require.message, lambda name: name)
+            yield from signature.refusal(printing.show(failed, printing.host), message)
 
 
 def _about_param(require: Require) -> bool:
@@ -158,7 +141,7 @@ def _requirements(spec: Spec, name: str, requires: Iterable[Require]) -> Lines:
             "(",
             (
                 f"lambda group, param: {_in_group(require.condition, wrap=False)}",
-                _quoted(_with_parts(spec, require.message)),
+                quoted(_with_parts(spec, require.message)),
             ),
             "),",
             8,
@@ -173,26 +156,6 @@ def _with_parts(spec: Spec, message: str) -> str:
         for place, part in enumerate(hyper.components):
             message = message.replace(f"{{{part}}}", f"{{{hyper.name}[{place}]}}")
     return message
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _check(spec: Spec, require: Require) -> Lines:
-    match require.condition:
-        case Apply(op="not", args=(wrong,)):
-            pass
-        case condition:
-            wrong = apply("not", condition)
-    failed = printing.show(printing.none_tests(wrong), printing.host)
-    prefix = "f" if _placeholders(spec, require.message) else ""
-    text = prefix + _quoted(require.message)
-    error = f"raise ValueError({text})"
-    if 12 + len(error) > WIDTH:
-        return (f"if {failed}:", *indented(("raise ValueError(", f"    {text}", ")")))
-    return (f"if {failed}:", *indented((error,)))
 
 
 def _placeholders(spec: Spec, message: str) -> list[str]:
@@ -212,7 +175,7 @@ def _attributes(spec: Spec) -> Lines:
     sparse = spec.sparse
     lines = [] if supports_complex(spec) else ["supports_complex = False"]
     lines += [f'sparse = "{sparse.mode}"'] if sparse.mode != "none" else []
-    lines += broken_assignment("refusal", _quoted(sparse.refusal), 4) if sparse.refusal else []
+    lines += broken_assignment("refusal", quoted(sparse.refusal), 4) if sparse.refusal else []
     about_param = (r for r in spec.requires if _about_param(r))
     lines += _requirements(spec, "param_requires", about_param)
     lines += _requirements(spec, "sparse_requires", sparse.requires)
@@ -282,7 +245,7 @@ def _documentation(spec: Spec) -> Lines:
     lines = [*rest, "", "Args:"]
     dtypes = "floating-point or complex" if supports_complex(spec) else "floating-point"
     what = f"{dtypes} parameters with {_layouts(spec)} gradients"
-    lines += indented(_argument("params", "iterable", f"{what}, or groups of them"))
+    lines += indented(signature.entry("params", "iterable", f"{what}, or groups of them"))
     for name in spec.signature:
         if name != "*":
             lines += indented(_describe(spec, name))
@@ -305,19 +268,12 @@ def _layouts(spec: Spec) -> str:
 def _describe(spec: Spec, name: str) -> Lines:
     if name in FLAGS:
         annotation, default, meaning = FLAG_ROWS[name]
-        return _argument(name, annotation, f"{meaning}. Default: {default}")
+        return signature.entry(name, annotation, f"{meaning}. Default: {default}")
     hyper = _hyper(spec, name)
     conditions = [
         printing.show_source(r.condition) for r in spec.requires if _subject(spec, r) == name
     ]
-    value = signature.default(hyper)
-    if is_dependent(hyper):
-        assert hyper.default is not None
-        value = printing.show_source(hyper.default)
-    words = [", ".join(hyper.components)] if hyper.components else []
-    words += [", ".join(conditions)] if conditions else []
-    words += [f"Default: {value}"] if value is not None else ["Required"]
-    return _argument(name, _annotation(hyper), ". ".join(words))
+    return signature.described(hyper, signature.annotation(hyper, REAL), conditions)
 
 
 def _subject(spec: Spec, require: Require) -> str | None:
@@ -328,8 +284,3 @@ def _subject(spec: Spec, require: Require) -> str | None:
     names = set(require.hypers)
     about = [h.name for h in spec.hypers if names & {h.name, *h.components}]
     return about[0] if len(about) == 1 else None
-
-
-def _argument(name: str, annotation: str, text: str) -> Lines:
-    words = f"{name} ({annotation}): {text}."
-    return tuple(textwrap.wrap(words, WIDTH - 12, subsequent_indent="    "))

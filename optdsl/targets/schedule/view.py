@@ -6,24 +6,25 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Method:
+    """`head` is everything between `def` and the colon; the body may begin with a docstring."""
+
+    head: str
+    body: tuple[str, ...]
+    decorator: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class View:
-    """`chain`, `closed`, `reset` and `update` are the bodies of methods, empty where a schedule has
-    none; so are the equations of the documentation."""
+    """A docstring's first line is its `headline`; `parameters` are those of the constructor behind
+    the optimizer."""
 
     summary: str
-    imports: tuple[str, ...]
     name: str
     base: str
+    headline: str
     documentation: tuple[str, ...]
-    arguments: tuple[str, ...]
-    closed_equations: tuple[str, ...]
-    chain_equations: tuple[str, ...]
-    update_equations: tuple[str, ...]
-    references: tuple[str, ...]
+    attributes: tuple[str, ...]
     parameters: tuple[str, ...]
     construction: tuple[str, ...]
-    checks: tuple[str, ...]
-    chain: tuple[str, ...]
-    closed: tuple[str, ...]
-    reset: tuple[str, ...]
-    update: tuple[str, ...]
+    methods: tuple[Method, ...]

@@ -75,15 +75,15 @@ OWN_CONSTANTS = (
 FIRST_ADDRESS = 4
 
 
-def lower(spec: Spec) -> View | None:
+def lower(spec: Spec, note: tuple[str, ...] = ()) -> View | None:
     """None for a derived optimizer, whose class inherits the base's kernel, and for one that a pass
-    over the elements cannot compute."""
+    over the elements cannot compute. `note` is what the module's docstring says besides."""
     if spec.base is not None or spec.routine or not _is_elementwise(spec):
         return None
     if spec.sparse.mode == "only":
         return None  # kernels read dense gradients
     try:
-        view = _Lowering(spec).view()
+        view = replace(_Lowering(spec).view(), note=note)
     except Unspellable:
         return None
     # Two options, or an option and a slot's type, may meet in one constant.
@@ -147,6 +147,7 @@ class _Lowering:
         text = "\n".join(self.host(program))
         return View(
             name=self.spec.name,
+            note=(),
             slots=_names(s.name for s in self.tensor_slots),
             scalar_slot_names=_names(self.scalar_slots),
             options=_names(self.options),

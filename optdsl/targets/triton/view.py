@@ -31,6 +31,7 @@ class Tensor:
 @dataclass(frozen=True, slots=True)
 class View:
     name: str
+    note: tuple[str, ...]
     slots: str
     scalar_slot_names: str
     # Names that decide how the kernel is specialised.
