@@ -33,7 +33,7 @@ class Muon(Optimizer):
             a < inf, -inf < b < inf, -inf < c < inf. Default: (3.4445, -4.7750, 2.0315).
         eps (float | Tensor): 0 <= eps < inf. Default: 1e-7.
         ns_steps (int): ns_steps < 100, ns_steps >= 0. Default: 5.
-        adjust_lr_fn (str | None): (unset(adjust_lr_fn) or adjust_lr_fn == "original") or
+        adjust_lr_fn (str | None): unset(adjust_lr_fn) or adjust_lr_fn == "original" or
             adjust_lr_fn == "match_rms_adamw". Default: None.
         foreach (bool | None): update lists of tensors at once; by default where torch does.
             Default: None.

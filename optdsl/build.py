@@ -16,7 +16,15 @@ from optdsl import resources
 from optdsl.emit import header, is_ours, python_path, render
 from optdsl.ir import Average, Schedule, Spec, Unit
 from optdsl.pipeline import Library
-from optdsl.runtime import AVERAGE, RUNTIME, SCHEDULE
+from optdsl.runtime import (
+    AVERAGE,
+    AVERAGE_RUNTIME,
+    FROM_TORCH,
+    RUNTIME,
+    SCHEDULE,
+    SCHEDULE_RUNTIME,
+    UNLISTED,
+)
 from optdsl.source import Source
 from optdsl.targets import TARGETS, layout, section
 from optdsl.targets.imports import with_imports
@@ -24,35 +32,6 @@ from optdsl.targets.imports import with_imports
 Plan = Mapping[PurePosixPath, str]
 SCHEDULES = "lr_scheduler"
 AVERAGES = "swa_utils"
-# Not every supported torch has it, so `import *` does not ask for it.
-RECENT = "swap_in_optimizer_params_and_state"
-# What torch has beside algorithms, by the module: a package can stand in its place. Of these,
-# `import *` does not ask for what torch's does not.
-FROM_TORCH = {
-    "torch.optim": ("Optimizer", "swa_utils", RECENT),
-    "torch.optim.lr_scheduler": ("EPOCH_DEPRECATION_WARNING", "LRScheduler", "_LRScheduler"),
-    "torch.optim.swa_utils": ("SWALR",),
-}
-UNLISTED = (RECENT, "EPOCH_DEPRECATION_WARNING", "_LRScheduler")
-# What the runtime of schedules has for users, and in which of its modules.
-SCHEDULE_RUNTIME = {
-    "ChainedScheduler": "_combine",
-    "SequentialLR": "_combine",
-    "Schedule": "_schedule",
-    "Function": "_function",
-    "product": "_function",
-    "sequence": "_function",
-}
-# The same of averages.
-AVERAGE_RUNTIME = {
-    "AveragedModel": "_model",
-    "PARAM_LIST": "_average",
-    "get_ema_avg_fn": "_functions",
-    "get_ema_multi_avg_fn": "_functions",
-    "get_swa_avg_fn": "_functions",
-    "get_swa_multi_avg_fn": "_functions",
-    "update_bn": "_update_bn",
-}
 # What needs a subfolder of the runtime; the rest of it serves optimizers and averages.
 USERS: dict[str, set[type[Unit]]] = {SCHEDULES: {Schedule}, AVERAGES: {Average}}
 
@@ -150,7 +129,6 @@ def _package_files(library: Library, command: str) -> dict[PurePosixPath, str]:
     }
     if schedules:
         head = header([u.source for u in schedules], command)
-        # A definition of the user's takes the place of what the runtime calls so.
         exports = SCHEDULE_RUNTIME | _exports(schedules)
         view = _package("Learning-rate schedules.", exports, "torch.optim.lr_scheduler")
         text = layout.module(render("package.py.jinja", view))

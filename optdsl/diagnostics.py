@@ -79,6 +79,8 @@ class Log:
 
     def __init__(self) -> None:
         self.diagnostics: list[Diagnostic] = []
+        # An error that is reported at another definition has consequences here.
+        self.elsewhere = False
 
     def error(
         self,
@@ -97,9 +99,14 @@ class Log:
         found = Diagnostic(code, message, span, hints=hints, severity=Severity.WARNING)
         self.diagnostics.append(found)
 
+    def add(self, other: Log) -> None:
+        """Take over what another log holds."""
+        self.diagnostics += other.diagnostics
+        self.elsewhere |= other.elsewhere
+
     @property
     def failed(self) -> bool:
-        return any(d.severity is Severity.ERROR for d in self.diagnostics)
+        return self.elsewhere or any(d.severity is Severity.ERROR for d in self.diagnostics)
 
 
 def in_order(diagnostics: Iterable[Diagnostic]) -> tuple[Diagnostic, ...]:

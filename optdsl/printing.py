@@ -138,7 +138,8 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
             low = Level(level + 1) if right_first or chained else level
             high = Level.UNARY if right_first else Level(level + 1)
             # `a or (b and c)`: correct without, but nobody should have to know.
-            low, high = (Level.NOT, Level.NOT) if level is Level.OR else (low, high)
+            if level is Level.OR:
+                low, high = (low if left[1] is level else Level.NOT), Level.NOT
             hugs = right_first and left[1] >= low and _is_short(left) and _is_short(right)
             space = "" if hugs else " "
             return f"{_fit(left, low)}{space}{symbol}{space}{_fit(right, high)}", level

@@ -1,6 +1,6 @@
-"""The names that emitted modules take from elsewhere: name -> module, `""` for `import name`.
+"""The names of a package beside those of its definitions: name -> module, `""` for `import name`.
 
-A module's imports follow from them, and so does what a spec cannot call its own names.
+Some, emitted modules import; others, packages export. So a spec cannot call its own names so.
 """
 
 from __future__ import annotations
@@ -35,5 +35,35 @@ SCHEDULE = {
     **dict.fromkeys(("ABSENT", "Group"), "._scheduler"),
     "Function": "._function",
     "Rate": "._parameters",
-    **dict.fromkeys(("floor_log", "phase_of"), "._forms"),
+    **dict.fromkeys(("floor_log", "phase_of", "whole"), "._forms"),
+}
+
+# Not every supported torch has it, so `import *` does not ask for it.
+RECENT = "swap_in_optimizer_params_and_state"
+# What torch has beside algorithms, by the module: a package can stand in its place. Of these,
+# `import *` does not ask for what torch's does not.
+FROM_TORCH = {
+    "torch.optim": ("Optimizer", "swa_utils", RECENT),
+    "torch.optim.lr_scheduler": ("EPOCH_DEPRECATION_WARNING", "LRScheduler", "_LRScheduler"),
+    "torch.optim.swa_utils": ("SWALR",),
+}
+UNLISTED = (RECENT, "EPOCH_DEPRECATION_WARNING", "_LRScheduler")
+# What the runtime of schedules has for users, and in which of its modules.
+SCHEDULE_RUNTIME = {
+    "ChainedScheduler": "_combine",
+    "SequentialLR": "_combine",
+    "Schedule": "_schedule",
+    "Function": "_function",
+    "product": "_function",
+    "sequence": "_function",
+}
+# The same of averages.
+AVERAGE_RUNTIME = {
+    "AveragedModel": "_model",
+    "PARAM_LIST": "_average",
+    "get_ema_avg_fn": "_functions",
+    "get_ema_multi_avg_fn": "_functions",
+    "get_swa_avg_fn": "_functions",
+    "get_swa_multi_avg_fn": "_functions",
+    "update_bn": "_update_bn",
 }

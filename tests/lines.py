@@ -14,15 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import swa_utils
 
 from optdsl import pipeline
-from optdsl.ir import Schedule, Spec
+from optdsl.ir import Average, Schedule, Spec, Unit
 from tests import schedules
 from tests.reference import page_regions, paths_of, table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 COMPATIBILITY = ROOT / "docs" / "compatibility.md"
+FOLDERS: dict[type[Unit], str] = {
+    Spec: "optimizers",
+    Schedule: "schedules",
+    Average: "averages",
+}
 REGION = re.compile(r"(<!-- begin: (?P<name>[a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -30,12 +36,15 @@ def lines(path: str | Path) -> int:
     return len(Path(path).read_text(encoding="utf-8").splitlines())
 
 
-def spec_of(unit: Spec | Schedule) -> Path:
-    folder = "optimizers" if isinstance(unit, Spec) else "schedules"
-    return ROOT / "specs" / folder / f"{unit.name.lower()}.opt"
+def spec_of(unit: Unit) -> Path:
+    return ROOT / "specs" / FOLDERS[type(unit)] / f"{unit.name.lower()}.opt"
 
 
-def link(unit: Spec | Schedule) -> str:
+def source_lines(code: Any) -> int:
+    return len(inspect.getsource(code).splitlines())
+
+
+def link(unit: Unit) -> str:
     return f"[{unit.name}]({spec_of(unit).relative_to(ROOT).as_posix()})"
 
 
@@ -57,16 +66,27 @@ def optimizer(unit: Spec) -> tuple[str, ...]:
 
 def schedule(unit: Schedule) -> tuple[str, ...]:
     kind = schedules.THEIRS.get(unit.name)
-    theirs = "not in torch" if kind is None else str(len(inspect.getsource(kind).splitlines()))
+    theirs = "not in torch" if kind is None else str(source_lines(kind))
     code = ROOT / "generated" / "lr_scheduler" / f"{unit.name.lower()}.py"
     ours = str(lines(spec_of(unit)))
     return link(unit), ours, theirs, str(lines(code))
+
+
+def average(unit: Average) -> tuple[str, ...]:
+    names = (f"get_{unit.name.lower()}_{form}" for form in ("avg_fn", "multi_avg_fn"))
+    functions = [getattr(swa_utils, name) for name in names if hasattr(swa_utils, name)]
+    theirs = str(sum(map(source_lines, functions))) if functions else "not in torch"
+    code = ROOT / "generated" / "swa_utils" / f"{unit.name.lower()}.py"
+    kernel = (ROOT / "generated" / "_triton" / code.name).exists()
+    emitted = str(lines(code))
+    return link(unit), str(lines(spec_of(unit))), theirs, emitted, "yes" if kernel else "-"
 
 
 def tables() -> dict[str, str]:
     units = pipeline.shipped_library().units
     specs = [unit for unit in units if isinstance(unit, Spec)]
     schedules = [unit for unit in units if isinstance(unit, Schedule)]
+    averages = [unit for unit in units if isinstance(unit, Average)]
     return {
         "optimizers": table(
             ("optimizer", "spec, lines", "torch's file, lines", "emitted, lines", "foreach",
@@ -76,6 +96,10 @@ def tables() -> dict[str, str]:
         "schedules": table(
             ("schedule", "spec, lines", "torch's class, lines", "emitted, lines"),
             map(schedule, schedules),
+        ),
+        "averages": table(
+            ("average", "spec, lines", "torch's functions, lines", "emitted, lines", "Triton"),
+            map(average, averages),
         ),
     }  # fmt: skip
 

@@ -19,12 +19,32 @@ THEIRS: Kinds = {name: getattr(torchs, name, None) or getattr(swa_utils, name) f
 ABSOLUTE = ("LambdaLR", "CosineAnnealingWarmRestarts", "CyclicLR", "OneCycleLR", "SequentialLR")
 
 
+class Found:
+    """What is made with last_epoch takes the rate that it finds."""
+
+    def get_lr(self: Any) -> list[Any]:
+        if self._is_initial and self.last_epoch > 0:
+            return [group["lr"] for group in self.optimizer.param_groups]
+        rates: list[Any] = super().get_lr()  # type: ignore[misc]
+        return rates
+
+
+class Step(Found, torchs.StepLR):
+    pass
+
+
+class MultiStep(Found, torchs.MultiStepLR):
+    pass
+
+
 class Linear(torchs.LinearLR):
-    """Its closed form is that of no iterations, too."""
+    """Its closed form is that of no iterations, too, and it ends at 0, not below."""
 
     def get_lr(self) -> list[Any]:
         if self.total_iters > 0:
-            return super().get_lr()
+            return [
+                lr.clamp(min=0) if hasattr(lr, "clamp") else max(lr, 0.0) for lr in super().get_lr()
+            ]
         factor = self.end_factor if self.last_epoch == 0 else 1
         return [group["lr"] * factor for group in self.optimizer.param_groups]
 
@@ -34,11 +54,16 @@ class Linear(torchs.LinearLR):
         return [base * self.end_factor for base in self.base_lrs]
 
 
-class Constant(torchs.ConstantLR):
+class Constant(Found, torchs.ConstantLR):
     """It leaves its factor after total_iters epochs, if these are none or the factor is 0, too."""
 
     def get_lr(self) -> list[Any]:
-        if self.last_epoch == self.total_iters and (self.total_iters == 0 or self.factor == 0):
+        first = self._is_initial and self.last_epoch > 0
+        if (
+            not first
+            and self.last_epoch == self.total_iters
+            and (self.total_iters == 0 or self.factor == 0)
+        ):
             return list(self.base_lrs)
         return super().get_lr()
 
@@ -173,6 +198,8 @@ def is_absolute(schedule: Any) -> bool:
 
 RIGHT: Kinds = {
     **THEIRS,
+    "StepLR": Step,
+    "MultiStepLR": MultiStep,
     "LinearLR": Linear,
     "ConstantLR": Constant,
     "CosineAnnealingWarmRestarts": Restarts,

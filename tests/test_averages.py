@@ -77,13 +77,10 @@ class Net(nn.Module):
         self.counts: Tensor
         self.register_buffer("counts", torch.tensor([3, -1, 100], dtype=torch.int32))
 
-    def tensors(self) -> Iterator[Tensor]:
-        return itertools.chain(self.parameters(), self.buffers())
 
-
-def moved(net: Net, random: torch.Generator) -> None:
+def moved(net: nn.Module, random: torch.Generator) -> None:
     """What a step of training does to a model."""
-    for tensor in net.tensors():
+    for tensor in itertools.chain(net.parameters(), net.buffers()):
         if tensor.is_floating_point() or tensor.is_complex():
             wide = torch.complex128 if tensor.is_complex() else torch.float64
             step = torch.randn(tensor.shape, generator=random, dtype=wide)
@@ -92,7 +89,7 @@ def moved(net: Net, random: torch.Generator) -> None:
         tensor.data.add_(step.to(tensor.dtype))
 
 
-def run(package: Any, arguments: dict[str, Any], net: Net, models: int = 9) -> nn.Module:
+def run(package: Any, arguments: dict[str, Any], net: nn.Module, models: int = 9) -> nn.Module:
     """The average of a model and of those that it becomes."""
     random = torch.Generator().manual_seed(1)
     averaged: nn.Module = package.AveragedModel(net, **arguments)
@@ -289,7 +286,7 @@ def weights_of(average: Any, models: int) -> list[float]:
         ours.PowerEMA(gamma=0),
         ours.EMA(decay=lambda n: n / (n + 1)),
     ],
-    ids=repr,
+    ids=lambda mean: type(mean).__name__,
 )
 def test_a_mean_gives_each_model_the_same_weight(mean: Any) -> None:
     assert weights_of(mean, 50) == pytest.approx([1 / 50] * 50, rel=1e-13)
@@ -348,6 +345,49 @@ def test_a_hyperparameter_may_be_a_function_of_the_number_of_models() -> None:
         averaged.update_parameters(net)
     with pytest.raises(ValueError, match="Invalid decay value -1 provided"):
         averaged.update_parameters(net)
+
+
+def test_a_first_model_is_copied_by_a_fused_average_without_its_function() -> None:
+    """The function could not be called: it divides by the number of models before."""
+    asked: list[int] = []
+
+    def decay(n: int) -> float:
+        asked.append(n)
+        return 1 - 1 / n
+
+    net = Net()
+    averaged = ours.AveragedModel(net, average=ours.EMA(decay), fused=True)
+    averaged.update_parameters(net)
+    assert asked == [1]
+    assert_same(averaged.module, net)
+
+
+def test_functions_of_users_may_use_gradients() -> None:
+    """torch calls them in the mode of its caller, with tensors that record nothing."""
+
+    def learned(average: Tensor, param: Tensor, n: Tensor) -> Tensor:
+        rate = torch.full((), 0.5, requires_grad=True)
+        (rate * n).backward()
+        assert rate.grad is not None
+        return average + rate * rate.grad * (param - average) / 9
+
+    expected, found = (run(package, {"avg_fn": learned}, Net()) for package in (theirs, ours))
+    assert_same(found, expected)
+    assert all(param.is_leaf for param in found.parameters())
+    with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad"):
+        run(ours, {"avg_fn": learned}, Net())
+
+
+class Copying(ours.SWA):
+    """An average with a form of its own, written in Python."""
+
+    def each(self, average: Tensor, param: Tensor, n: Any) -> Tensor:
+        return param.clone()
+
+
+def test_a_form_that_a_class_of_a_user_replaces_is_called() -> None:
+    net = Net()
+    assert_same(run(ours, {"avg_fn": Copying().each, "use_buffers": True}, net).module, net)
 
 
 # Tensors of every kind
@@ -417,6 +457,16 @@ def test_tied_parameters_stay_tied_and_enter_once() -> None:
         averaged.update_parameters(net)
     assert averaged.module[0].weight is averaged.module[1].weight
     assert torch.equal(averaged.module[0].weight, torch.full((4, 4), 3.0))
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_without_parameters_is_averaged(way: str, use_buffers: bool) -> None:
+    """torch's lists raise."""
+    found = run(ours, {**WAYS[way](ours), "use_buffers": use_buffers}, nn.Identity())
+    assert found.state_dict() == {"n_averaged": torch.tensor(9)}
+    with pytest.raises(RuntimeError, match="nested_tensorlist"):
+        run(theirs, {"use_buffers": use_buffers}, nn.Identity())
 
 
 # Models that do not belong together

@@ -205,21 +205,6 @@ print(SequentialLR.__module__, product.__module__, "generated.adam" in sys.modul
     ]  # fmt: skip
 
 
-def test_a_users_schedule_may_be_called_like_one_of_the_runtimes(project: Path) -> None:
-    text = "schedule ChainedScheduler { closed = base_lr / (1 + t) }\n"
-    (project / "mine" / "halving.opt").write_text(text)
-    run("build", "mine", "-o", "out")
-    code = """
-import torch
-from out.lr_scheduler import ChainedScheduler, SequentialLR
-optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-scheduler = ChainedScheduler(optimizer)
-scheduler._update_lr()
-print(scheduler.get_last_lr(), SequentialLR.__module__)
-"""
-    assert python(code, project) == "[0.5] out.lr_scheduler._combine\n"
-
-
 # What is written
 
 

@@ -163,6 +163,27 @@ def test_conditions_come_along_once_with_the_callers_names() -> None:
     ]
 
 
+def test_a_message_of_the_author_has_names_that_the_caller_has() -> None:
+    inner = """schedule Inner {
+        hyper a: int = 1
+        hyper b: int = 2
+        hyper way: "up" | "down" = "up"
+        state twice = 2 * a
+        let part = t / twice
+        require part < 9 else "{part} of {twice}, {a}, {b}, {way} at {t}"
+        closed = base_lr * part * b * (2 if way == "up" else 1)
+    }"""
+    outer = """schedule Outer {
+        hyper a: int = 3
+        hyper b: int = 4
+        closed = Inner(t + 1, base_lr, a=b, b=a)
+    }"""
+    _, schedule = resolve([parse(Source("user.opt", inner + "\n" + outer))])[0]
+    assert isinstance(schedule, Schedule)
+    (require,) = schedule.requires
+    assert require.message == "(t + 1) / (2 * b) of 2 * b, {b}, {a}, 'up' at t + 1"
+
+
 def test_a_message_of_the_author_speaks_of_the_callers_names() -> None:
     found = schedule(
         "hyper n: int = 5\n closed = Told(t, 1, steps=n) + Told(t, 1, steps=n - 1)", TOLD

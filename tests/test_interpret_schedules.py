@@ -119,6 +119,7 @@ def test_first_rate_of_its_own_stands_before_the_groups() -> None:
 
 
 PHASES = """schedule S {
+    option swing = true
     hyper first: int = 2
     hyper last: int  = 6
     option middle = false
@@ -131,7 +132,7 @@ PHASES = """schedule S {
         until last                  { lr: high -> low, momentum: low -> high }
     }
     closed          = start_lr + (end_lr - start_lr) * progress
-    closed momentum = start_momentum + (end_momentum - start_momentum) * progress when high > 0
+    closed momentum = start_momentum + (end_momentum - start_momentum) * progress when swing
 }"""
 
 
@@ -147,7 +148,7 @@ def test_further_targets_exist_when_their_condition_holds() -> None:
     hypers = interpret.arguments(schedule, {})
     momenta = [v["momentum"] for v in islice(interpret.epochs(schedule, hypers), 7)]
     assert momenta == [3.0, 1.5, 0.0, 0.75, 1.5, 2.25, 3.0]
-    hypers = interpret.arguments(schedule, {"high": 0.0})
+    hypers = interpret.arguments(schedule, {"swing": False})
     assert all("momentum" not in v for v in islice(interpret.epochs(schedule, hypers), 7))
 
 

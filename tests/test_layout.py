@@ -277,6 +277,13 @@ def test_specs_with_long_names_are_emitted_as_the_formatter_wants(
     check_package(with_long_names({"programs.opt": programs}, length), tmp_path / "programs")
 
 
+def test_class_that_only_changes_a_default_is_emitted_as_the_formatter_wants(
+    tmp_path: Path,
+) -> None:
+    text = "optimizer Slow from Adam {\n    default lr = 1e-4\n}\n"
+    check_package({"slow.opt": text}, tmp_path)
+
+
 @settings(deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate), max_examples=5)
 @given(st.lists(updates(), min_size=4, max_size=4), st.sampled_from([0, 10, 30]))
 def test_random_specs_are_emitted_as_the_formatter_wants(specs: list[str], length: int) -> None:

@@ -8,12 +8,13 @@ import io
 import math
 import pickle
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -627,6 +628,15 @@ def test_a_captured_step_may_have_been_replayed() -> None:
     assert warned(ours.ExponentialLR(optimizer, 0.5).step) == []
 
 
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """What is compiled elsewhere counts for nothing in the test, nor the other way round."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("kind", [torch.optim.SGD, generated.SGD])
 def test_a_compiled_step_has_schedules_where_torch_fails(kind: Any) -> None:
     param = parameter()
@@ -713,6 +723,182 @@ def test_factors_that_spoil_every_rate_are_refused_where_torch_takes_them(
     with pytest.raises(ValueError):
         follow(optimizer, make(ours, (name, arguments(factor)), optimizer), 2)
     assert now(optimizer) == [0.1]
+
+
+def state_of(scheduler: Any, optimizer: Any) -> Any:
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    return copy.deepcopy((scheduler.state_dict(), groups))
+
+
+@LIBRARIES
+def test_a_step_that_fails_changes_nothing(library: ModuleType) -> None:
+    """torch counts the epoch, and goes on from there when the step is tried again."""
+
+    def factor(t: int) -> float:
+        if failing:
+            raise OSError
+        return 1 / (1 + t)
+
+    failing = False
+    optimizer = optimizer_of(1.0, momentum=0.9)
+    scheduler = library.LambdaLR(optimizer, factor)
+    follow(optimizer, scheduler, 2)
+    before = state_of(scheduler, optimizer)
+    failing = True
+    with pytest.raises(OSError):
+        scheduler.step()
+    assert (state_of(scheduler, optimizer) == before) == (library is ours)
+    failing = False
+    scheduler.step()
+    assert now(optimizer) == [1 / 4 if library is ours else 1 / 5]
+
+
+def test_no_step_behind_the_end_changes_a_cycle() -> None:
+    optimizer = optimizer_of(0.1, momentum=0.9)
+    scheduler = ours.OneCycleLR(optimizer, 0.1, total_steps=3)
+    follow(optimizer, scheduler, 3)
+    before = state_of(scheduler, optimizer)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="Tried to step 4 times"):
+            scheduler.step()
+    assert state_of(scheduler, optimizer) == before
+
+
+@pytest.mark.parametrize("config", [CHAINS[0], ABSOLUTE[0]], ids=lambda config: config[0])
+def test_no_group_takes_the_place_of_one_that_was_removed(config: Config) -> None:
+    optimizer = optimizer_of(0.1, 0.2)
+    scheduler = make(ours, config, optimizer)
+    follow(optimizer, scheduler, 1)
+    del optimizer.param_groups[0]
+    before = state_of(scheduler, optimizer)
+    with pytest.raises(ValueError):
+        scheduler.step()
+    assert state_of(scheduler, optimizer)[1] == before[1]
+    assert scheduler.last_epoch == 1
+
+
+def test_a_sequence_whose_schedule_fails_does_not_count_the_epoch() -> None:
+    optimizer = optimizer_of(0.1, momentum=0.9)
+    children = [ours.OneCycleLR(optimizer, 0.1, total_steps=2), ours.ExponentialLR(optimizer, 0.5)]
+    scheduler = ours.SequentialLR(optimizer, children, [9])
+    follow(optimizer, scheduler, 2)
+    before = state_of(scheduler, optimizer)
+    with pytest.raises(ValueError, match="Tried to step 3 times"):
+        scheduler.step()
+    assert state_of(scheduler, optimizer) == before
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize(
+    ("error", "construct"),
+    [
+        (ValueError, lambda o: ours.LambdaLR(o, lambda t: math.nan)),
+        (ValueError, lambda o: ours.CyclicLR(o, 0.2, 0.3, scale_fn=lambda x: -1.0)),
+        (ValueError, lambda o: ours.OneCycleLR(o, 0.2, total_steps=5, last_epoch=7)),
+        (KeyError, lambda o: ours.CyclicLR(o, 0.2, 0.3, last_epoch=3)),
+        (ValueError, lambda o: Schedule(o, lambda t, base: math.nan)),
+        (KeyError, lambda o: Schedule(o, lambda t, base: base, last_epoch=3)),
+    ],
+)
+def test_a_schedule_that_cannot_be_made_leaves_the_groups(
+    as_tensor: bool, error: Any, construct: Any
+) -> None:
+    rates = [torch.tensor(0.1), torch.tensor(0.5)] if as_tensor else [0.1, 0.5]
+    optimizer = optimizer_of(*rates, momentum=0.9)
+    before = [dict(group) for group in optimizer.param_groups]
+    with pytest.raises(error):
+        construct(optimizer)
+    assert now(optimizer) == [float(torch.tensor(r)) if as_tensor else r for r in (0.1, 0.5)]
+    for group, old in zip(optimizer.param_groups, before, strict=True):
+        assert group.keys() == old.keys()
+        assert all(group[name] is old[name] for name in old)
+
+
+def test_a_schedule_of_functions_says_what_resuming_needs() -> None:
+    with pytest.raises(KeyError, match=r"not specified in param_groups\[0\] when resuming"):
+        Schedule(optimizer_of(0.1), lambda t, base: base, last_epoch=3)
+
+
+# Numbers that are none of Python's
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("StepLR", {"step_size": np.int64(2), "gamma": np.float32(0.5)}),
+        ("LambdaLR", {"lr_lambda": lambda t: np.float32(1 / (1 + t))}),
+        ("CosineAnnealingLR", {"T_max": 8, "eta_min": np.float32(0.01)}),
+        ("CyclicLR", {"base_lr": np.float32(0.1), "max_lr": np.float64(0.2), "step_size_up": 3}),
+    ],
+)
+@pytest.mark.parametrize("lr", [np.float32(0.5), np.float64(0.5), 1])
+def test_numbers_of_numpy_are_numbers(name: str, arguments: Any, lr: Any) -> None:
+    histories = []
+    for library in (theirs, ours):
+        optimizer = optimizer_of(lr, momentum=0.9)
+        history = follow(optimizer, make(library, (name, arguments), optimizer), 12)
+        # Another one begins where this one is.
+        history += follow(optimizer, library.ExponentialLR(optimizer, 0.5), 2)
+        histories.append(history)
+    assert histories[0] == histories[1]
+
+
+@LIBRARIES
+def test_a_tensor_among_the_arguments_stays_as_it_is(library: ModuleType) -> None:
+    """torch puts it into the group, and writes the rates into it."""
+    histories = []
+    for base in (0.1, torch.tensor(0.1)):
+        optimizer = optimizer_of(0.5, momentum=0.9)
+        cycle = library.CyclicLR(optimizer, base, 0.2, step_size_up=3)
+        histories.append(first(follow(optimizer, cycle, 8)))
+    is_right = histories[1] == pytest.approx(histories[0], rel=1e-6)
+    assert is_right == (library is ours)
+
+
+@pytest.mark.parametrize("milestone", [2.5, math.nan, math.inf, np.float64(0.1)])
+def test_a_milestone_that_is_no_whole_number_is_refused(milestone: Any) -> None:
+    with pytest.raises(ValueError, match="expected a whole number, but got"):
+        ours.MultiStepLR(optimizer_of(1.0), [1, milestone])
+
+
+@pytest.mark.parametrize(
+    "milestones", [torch.tensor([2, 4]), np.array([2, 4]), [2.0, 4.0], iter((4, 2))]
+)
+def test_milestones_may_be_any_whole_numbers(milestones: Any) -> None:
+    """torch finds no epoch among tensors."""
+    optimizer = optimizer_of(1.0)
+    scheduler = ours.MultiStepLR(optimizer, milestones, 0.5)
+    assert first(follow(optimizer, scheduler, 5)) == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    assert scheduler.state_dict()["milestones"] == {2: 1, 4: 1}
+    assert {type(m) for m in scheduler.milestones} == {int}
+    if isinstance(milestones, torch.Tensor):
+        optimizer = optimizer_of(1.0)
+        deaf = theirs.MultiStepLR(optimizer, milestones, 0.5)
+        assert first(follow(optimizer, deaf, 5)) == [1.0] * 6
+
+
+# Checkpoints of optimizers
+
+
+def test_groups_that_share_a_tensor_after_a_checkpoint_follow_schedules_of_their_own() -> None:
+    rate = torch.tensor(1.0)
+    checkpoint = optimizer_of(rate, rate).state_dict()
+    optimizer = optimizer_of(torch.tensor(1.0), torch.tensor(1.0))
+    scheduler = ours.LambdaLR(optimizer, [lambda t: 0.5, lambda t: 0.25])
+    optimizer.load_state_dict(checkpoint)
+    optimizer.step()
+    scheduler.step()
+    assert now(optimizer) == [0.5, 0.25]
+
+
+def test_a_checkpoint_may_be_loaded_before_a_new_group_is_known() -> None:
+    optimizer = optimizer_of(0.1, momentum=0.9)
+    scheduler = ours.OneCycleLR(optimizer, 0.1, total_steps=9)
+    grow(optimizer)
+    scheduler.load_state_dict(copy.deepcopy(scheduler.state_dict()))
+    optimizer.step()
+    scheduler.step()
+    assert now(optimizer)[0] == now(optimizer)[1] > 0.004
 
 
 # Hyperparameters besides the rate
@@ -990,6 +1176,33 @@ def test_functions_are_values() -> None:
     tensor = torch.tensor(1.0)
     assert cosine(4, tensor) == 0.625
     assert tensor == 1.0
+
+
+@LIBRARIES
+@pytest.mark.parametrize(
+    "factor",
+    [
+        ours.CosineAnnealingLR.function(10),
+        sequence([ours.WarmupLR.function(2), ours.ExponentialLR.function(0.5)], [2]),
+        product(ours.WarmupLR.function(2), ours.ExponentialLR.function(0.5)),
+    ],
+)
+def test_functions_are_factors_that_no_checkpoint_has(library: ModuleType, factor: Any) -> None:
+    optimizer = optimizer_of(2.0)
+    scheduler = library.LambdaLR(optimizer, factor)
+    rates = first(follow(optimizer, scheduler, 5))
+    assert rates == [2.0 * factor(t) for t in range(6)]
+    state = saved(scheduler.state_dict())
+    assert state["lr_lambdas"] == [{}]
+    scheduler.load_state_dict(state)
+    scheduler.step()
+    assert now(optimizer) == [2.0 * factor(6)]
+    assert pickle.loads(pickle.dumps(factor))(6) == copy.deepcopy(factor)(6) == factor(6)
+
+
+def test_a_class_that_is_a_factor_is_in_no_checkpoint() -> None:
+    scheduler = ours.LambdaLR(optimizer_of(0.1), float)
+    assert saved(scheduler.state_dict())["lr_lambdas"] == [None]
 
 
 def test_functions_refuse_what_their_schedules_refuse() -> None:

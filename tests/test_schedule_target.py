@@ -144,12 +144,12 @@ def test_what_a_form_reads_is_in_checkpoints_and_what_only_the_constructor_reads
 ):
     kind = loaded(
         "hyper shown = 2.0 as _shown\n hyper half: int = 4 require half > 0\n"
-        "state whole = 2 * half as total\n closed = base_lr * shown / whole"
+        "state both = 2 * half as total\n closed = base_lr * shown / both"
     )
     scheduler = kind(sgd(1.0))
     state = scheduler.state_dict()
     assert (state["_shown"], state["total"]) == (2.0, 8)
-    assert not {"shown", "half", "whole"} & set(vars(scheduler))
+    assert not {"shown", "half", "both"} & set(vars(scheduler))
     with pytest.raises(ValueError, match="half = 0 breaks the condition half > 0"):
         kind(sgd(1.0), half=0)
     other = kind(sgd(1.0), shown=5.0, half=1)
@@ -655,3 +655,113 @@ def test_emitted_schedules_are_formatted_and_pass_linter_and_type_checker(tmp_pa
     ):
         done = subprocess.run(command, text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+# What exists in some groups, in some schedules, at some time
+
+
+def test_phases_need_no_name() -> None:
+    scheduler = loaded("""
+        hyper high: group real = 2.0
+        group state initial_lr = high / 2
+        phases {
+            until 4 { lr: initial_lr -> high }
+            until 8 { lr: high -> initial_lr }
+        }
+        closed = start_lr + (end_lr - start_lr) * progress
+    """)(sgd(0.1))
+    assert follow(scheduler, 8) == [[1 + min(t, 8 - t) / 4] for t in range(9)]
+
+
+def test_message_shows_names_that_its_condition_does_not_read() -> None:
+    scheduler = loaded("""
+        hyper factor = 0.5
+        let half = t / 2
+        let next = half + factor
+        require t < 3 else "at {t}: {half}, {next}"
+        closed = base_lr * factor
+    """)(sgd(0.1))
+    with pytest.raises(ValueError, match=r"^at 3: 1\.5, 2\.0$"):
+        follow(scheduler, 3)
+
+
+def test_first_values_and_conditions_count_what_a_list_holds() -> None:
+    cls = loaded("""
+        hyper milestones: list int   require count(milestones, 0) == 0 else "no 0 in milestones"
+        hyper power = 2.0
+        require power > reached(milestones, 4) - 9 else "power"
+        state twice = count(milestones, 3) * power
+        closed = base_lr * twice
+    """)
+    assert follow(cls(sgd(0.5), [3, 3, 5]), 1) == [[2.0], [2.0]]
+    with pytest.raises(ValueError, match=r"^no 0 in milestones$"):
+        cls(sgd(0.5), [0])
+    with pytest.raises(ValueError, match=r"^power$"):
+        cls(sgd(0.5), [1], power=-8.0)
+
+
+@pytest.mark.parametrize("read", ["state first = factor(3)", "let first = 0.125"])
+def test_function_that_is_not_kept_is_in_no_checkpoint(read: str) -> None:
+    scheduler = loaded(f"hyper factor: function\n{read}\nclosed = base_lr * first")(
+        sgd(1.0), lambda x: 0.5**x
+    )
+    assert scheduler.functions == ()
+    scheduler.load_state_dict(scheduler.state_dict())
+    assert now(scheduler.optimizer) == [0.125]
+
+
+def test_conditions_on_first_values_of_groups_are_asked_before_anything_is_kept() -> None:
+    cls = loaded("""
+        hyper high: per_group real
+        option on = true
+        group state low = high / 2       when on
+        require low < 10 else "low is {low}"
+        closed = base_lr * (low if on else 1)
+    """)
+    optimizer = sgd(1.0, 1.0)
+    with pytest.raises(ValueError, match=r"^low is 20\.0$"):
+        cls(optimizer, [2.0, 40.0])
+    assert all("low" not in group for group in optimizer.param_groups)
+    assert now(cls(optimizer, [2.0, 4.0]).optimizer) == [1.0, 2.0]
+    assert now(cls(sgd(1.0), 40.0, on=False).optimizer) == [1.0]
+
+
+def test_conditions_on_what_does_not_exist_are_not_asked() -> None:
+    cls = loaded("""
+        hyper height = 2.0
+        option on = false
+        state twice = height * 2 when on
+        require twice < 10 else "twice is {twice}"
+        closed = base_lr * (twice if on else 1)
+    """)
+    assert now(cls(sgd(1.0), 40.0).optimizer) == [1.0]
+    with pytest.raises(ValueError, match=r"^twice is 80\.0$"):
+        cls(sgd(1.0), 40.0, on=True)
+
+
+def test_text_of_a_group_is_one_of_its_choices() -> None:
+    cls = loaded("""
+        hyper way: per_group "up" | "down" = "up"
+        closed = base_lr * (2 if way == "up" else 0.5)
+    """)
+    assert now(cls(sgd(1.0, 1.0), ["up", "down"]).optimizer) == [2.0, 0.5]
+    with pytest.raises(ValueError, match=r"^way left is unknown!$"):
+        cls(sgd(1.0, 1.0), ["up", "left"])
+
+
+def test_schedule_drives_any_hyperparameter_that_the_optimizer_has() -> None:
+    cls = loaded("closed = base_lr\nclosed weight_decay = t / 8")
+    assert follow(cls(sgd(1.0)), 2, "weight_decay") == [[0.0], [0.125], [0.25]]
+    assert cls.function()(3, 0.5) == 0.5
+    wrong = loaded("closed = base_lr\nclosed nothing = t")
+    with pytest.raises(ValueError, match=r"^'nothing' is no number in the parameter groups of SGD"):
+        wrong(sgd(1.0))
+
+
+def test_function_of_a_schedule_with_a_first_rate_of_its_own_begins_there() -> None:
+    cls = loaded("""
+        hyper high: per_group real = 2.0
+        group state initial_lr = high / 2
+        closed = base_lr * 0.5 ** t
+    """)
+    assert [cls.function()(t, 100.0) for t in range(3)] == [1.0, 0.5, 0.25]

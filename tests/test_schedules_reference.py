@@ -24,7 +24,7 @@ from tests.schedules import (
     trace,
 )
 
-FEW, MANY = 10, 100
+FEW, MANY = 10, 60
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import inspect
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from jinja2 import nodes
 from jinja2.meta import find_undeclared_variables
 
+import generated
 from generated._optimizer import EXECUTION_FLAGS
+from generated.lr_scheduler import ConstantLR, _scheduler
 from optdsl import build, emit, resources
 from optdsl.ir import FLAGS
 from optdsl.resolve.average import AverageResolver
@@ -270,6 +274,23 @@ def imported_classes(path: Path) -> set[str]:
 )
 def test_no_definition_has_the_name_of_a_class_that_its_module_imports(path: Path) -> None:
     assert {name.lower() for name in imported_classes(path)} <= IMPORTED
+
+
+def test_no_definition_has_the_name_of_what_a_package_has_beside_definitions() -> None:
+    packages = (generated, generated.lr_scheduler, generated.swa_utils)
+    beside = {name.lower() for package in packages for name in package.__all__}
+    shipped = {p.stem for p in resources.specs().rglob("*.opt")}
+    assert beside - shipped - IMPORTED == set()
+
+
+def test_nothing_is_kept_under_the_name_of_an_attribute_that_every_schedule_has() -> None:
+    bases = (_scheduler.ChainScheduler, _scheduler.ClosedScheduler, _scheduler.MetricScheduler)
+    names = {name for base in bases for name in dir(base) if not name.startswith("__")}
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = ConstantLR(optimizer)
+    names |= set(vars(schedule)) - set(inspect.signature(ConstantLR).parameters)
+    known = ScheduleResolver.PRIVATE | ScheduleResolver.TAKEN | {"optimizer", "last_epoch"}
+    assert names - known == {"fractional"}  # a word of the language, which nothing sets
 
 
 def test_checkpoints_keep_every_flag_but_the_one_that_changes_what_is_computed() -> None:

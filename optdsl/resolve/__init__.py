@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from optdsl import syntax
 from optdsl.diagnostics import Code, Diagnostic, Log, SpecError, in_order
-from optdsl.ir import Unit
+from optdsl.ir import Spec, Unit
 from optdsl.resolve.average import AverageResolver
 from optdsl.resolve.calls import Others
 from optdsl.resolve.derived import resolve_derived
@@ -55,10 +55,11 @@ def _distinct(
                 related=((found[name.text].name.span, "first defined here"),),
             )  # fmt: skip
         elif name.text in library:
+            extended = f", or extend it: optimizer My{name.text} from {name.text} {{ ... }}"
+            is_base = isinstance(library[name.text], Spec)
             log.error(
                 Code.SHADOWED, f"'{name.text}' is the name of a shipped definition.", name.span,
-                hints=(f"Choose another name, or extend it: optimizer My{name.text} from "
-                       f"{name.text} {{ ... }}.",),
+                hints=(f"Choose another name{extended if is_base else ''}.",),
             )  # fmt: skip
         elif name.text.lower() in folded:
             other = folded[name.text.lower()]

@@ -82,7 +82,7 @@ class AverageResolver(StatementResolver):
         for name in (*(r.name for r in self.GIVEN), *self.TAKEN):
             if name in self.scope.spans:
                 self.log.error(
-                    Code.RESERVED_NAME, f"Every average has a '{name}' already.",
+                    Code.RESERVED_NAME, f"In an average '{name}' has a meaning already.",
                     self.scope.spans[name], hints=(f"Call it '{name}_value', for example.",),
                 )  # fmt: skip
 

@@ -3,16 +3,17 @@ in the place of its names."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from optdsl import ir, syntax
 from optdsl.diagnostics import Code, Log, did_you_mean
 from optdsl.ir import Base, Hyper, Keep, Schedule, Spec, Unit
-from optdsl.ops import Type
+from optdsl.ops import Kind, Type
 from optdsl.passes.specialise import settled
 from optdsl.printing import show_source
-from optdsl.resolve.words import TYPES, placeholders, type_of, type_phrase
+from optdsl.resolve.words import TYPES, type_of, type_phrase
 from optdsl.source import Span
 
 
@@ -37,10 +38,11 @@ class Others:
         defined = (n for n, d in self.defined.items() if d.keyword == "schedule")
         return tuple(dict.fromkeys((*self.schedules, *defined)))
 
-    @property
-    def optimizers(self) -> frozenset[str]:
-        known = {n for n, u in self.known.items() if isinstance(u, Spec)}
-        return frozenset(known | {n for n, d in self.defined.items() if d.keyword == "optimizer"})
+    def keyword(self, name: str) -> str:
+        """What another definition is."""
+        if name in self.defined:
+            return self.defined[name].keyword
+        return "optimizer" if isinstance(self.known[name], Spec) else "average"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def closed_form(
     assert schedule.closed is not None
     value = inside(schedule.closed)
     requires = tuple(
-        replace(r, condition=inside(r.condition), message=_message(r, values), hypers=())
+        replace(r, condition=inside(r.condition), message=_message(r, inside), hypers=())
         for r in schedule.requires
     )
     return ClosedForm(replace(value, span=node.span), requires)
@@ -227,15 +229,14 @@ def supposed(expr: ir.Expr, condition: ir.Expr, truth: bool) -> ir.Expr:
     return ir.map_expr(expr, lambda e: ir.Const(truth, span=e.span) if e == condition else e)
 
 
-def _message(require: ir.Require, values: Mapping[str, ir.Expr]) -> str:
+def _message(require: ir.Require, inside: _Inside) -> str:
     """The message, in the words of the caller."""
-    message = require.message
-    for _, name in placeholders(require.message):
-        match values.get(name):
-            case None:
-                pass
+
+    def shown(name: re.Match[str]) -> str:
+        match inside(ir.Ref(name[1], ir.Role.LOCAL, Kind.SCALAR)):
             case ir.Ref(name=other):
-                message = message.replace(f"{{{name}}}", f"{{{other}}}")
-            case value:
-                message = message.replace(f"{{{name}}}", show_source(value))
-    return message
+                return f"{{{other}}}"
+            case value:  # a message is a text, so it has no other in its quotes
+                return show_source(value).replace('"', "'")
+
+    return re.sub(r"{([^{}]+)}", shown, require.message)

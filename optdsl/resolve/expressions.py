@@ -106,11 +106,11 @@ class ExpressionResolver:
     def _name(self, node: syntax.Name) -> ir.Expr | None:
         if node.text in CONSTANTS:
             return ir.Const(CONSTANTS[node.text], node.text, node.span)
+        if node.text in self.scope.broken:
+            return None
         known = self.scope.names.get(node.text)
         if known is None:
             self._refuse_unknown(node)
-            return None
-        if node.text in self.scope.broken:
             return None
         parts = next((h.components for h in self.hypers if h.name == node.text), ())
         if parts:
@@ -291,6 +291,8 @@ class ExpressionResolver:
         if name in self.scope.names:
             role = article(self.scope.names[name].role)
             hints = (f"'{name}' is {role}. A product is written '{name} * (...)'.",)
+        elif name in self.declared_at:
+            hints = ("A function does not call itself.",)
         self.log.error(
             Code.UNKNOWN_FUNCTION, f"Unknown function '{name}'.", node.function.span, hints=hints
         )
@@ -316,13 +318,16 @@ class ExpressionResolver:
         """Another schedule as a function of the step: its closed form."""
         name = node.function.text
         schedule = self.others.schedules.get(name)
-        if name in self.others.optimizers:
+        if name not in self.others.names:
             self.log.error(
-                Code.UNKNOWN_FUNCTION, f"'{name}' is an optimizer: schedules are called.",
+                Code.UNKNOWN_FUNCTION,
+                f"'{name}' is {article(self.others.keyword(name))}: schedules are called.",
                 node.function.span,
             )  # fmt: skip
+            return None
         if schedule is None:
-            return None  # or it is in error itself, which is reported there
+            self.log.elsewhere = True
+            return None
         given = [self.expr(a) for a in node.arguments]
         named = [(k.name, self.expr(k.value), k.value.span) for k in node.keywords]
         if any(v is None for v in (*given, *(v for _, v, _ in named))):

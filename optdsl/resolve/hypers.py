@@ -305,14 +305,15 @@ class MemberResolver(ExpressionResolver):
         choices = tuple(c.value for c in declared.choices)
         words = [word.text for word in declared.words]
         base = "text" if choices else words.pop()
-        one_or_many = "list" not in words or not {"per_group", "group"} & {*words}
+        one_or_many = "list" not in words or (words, base) == (["list"], "int")
         each_once = len({*words}) == len(words)
         if base not in BASES or not {*words} <= {*MODIFIERS} or not one_or_many or not each_once:
             self.log.error(
                 Code.UNKNOWN_TYPE, f"'{declared.span.text}' is not a type.", declared.span,
-                hints=(f"A type is one word, behind any of {', '.join(MODIFIERS)}.",),
+                hints=("Lists hold integers: list int.",) if not one_or_many
+                else (f"A type is one word, behind any of {', '.join(MODIFIERS)}.",),
             )  # fmt: skip
-            return ValueType(implied)
+            return ValueType(implied, many="list" in words)
         return ValueType(
             BASES[base], "optional" in words, "per_group" in words, choices,
             grouped="group" in words, many="list" in words,
@@ -474,7 +475,7 @@ def check_defaults(
     requires: Iterable[ir.Require],
     definition: syntax.Definition,
     log: Log,
-    fixed: Mapping[str, ir.Const] | None = None,
+    fixed: Mapping[str, ir.Expr] | None = None,
     word: str = "default",
 ) -> None:
     """A default that breaks its own `require` would make the plain constructor fail. `fixed` holds
@@ -486,7 +487,7 @@ def check_defaults(
         except KeyError:
             continue  # it reads a required hyperparameter, or one in error
         if _overflows(expr, value):
-            log.error(Code.NUMBER_RANGE, f"This default is {value}.", expr.span)
+            log.error(Code.NUMBER_RANGE, f"This {word} is {value}.", expr.span)
             continue
         defaults[name] = _Default(value, expr.span)
     for require in requires:
@@ -517,7 +518,7 @@ def _overflows(expr: ir.Expr, value: float) -> bool:
 
 
 def _default_values(
-    hypers: Iterable[Hyper], fixed: Mapping[str, ir.Const]
+    hypers: Iterable[Hyper], fixed: Mapping[str, ir.Expr]
 ) -> Iterable[tuple[str, ir.Expr]]:
     for hyper in hypers:
         if hyper.name in fixed:

@@ -7,13 +7,26 @@ from dataclasses import replace
 
 from optdsl import ir, syntax
 from optdsl.diagnostics import Code, Log, did_you_mean
-from optdsl.ir import Base, Example, Hyper, Keep, Kept, Move, Phase, Role, Schedule, Target
+from optdsl.ir import (
+    Base,
+    Example,
+    Hyper,
+    Keep,
+    Kept,
+    Move,
+    Phase,
+    Role,
+    Schedule,
+    Target,
+    ValueType,
+)
 from optdsl.ops import ALONG, FUNCTIONS, Kind, Type
 from optdsl.resolve.calls import Others
 from optdsl.resolve.expressions import Function, known
 from optdsl.resolve.hypers import check_defaults, fits
+from optdsl.resolve.scope import PYTHON, refuse_reserved
 from optdsl.resolve.statements import StatementResolver
-from optdsl.resolve.words import head, type_phrase
+from optdsl.resolve.words import head, placeholders, type_phrase
 from optdsl.source import Span
 
 MEMBERS = (
@@ -21,8 +34,16 @@ MEMBERS = (
     syntax.Observe, syntax.Function, syntax.Phases, syntax.LetStmt, syntax.Form, syntax.Fractional,
     syntax.Update, syntax.ExampleDecl,
 )  # fmt: skip
+# What makes names that are known from its line on.
+DECLARATIONS = (
+    syntax.HyperDecl, syntax.LetStmt, syntax.StateDecl, syntax.Observe, syntax.Function,
+)  # fmt: skip
 RATE = "lr"
 METRIC = "metric"
+# The value of a group that is the rate it begins with.
+INITIAL = "initial_lr"
+# The attribute that holds the phases, unless the author names it.
+PHASES = "_phases"
 
 
 class ScheduleResolver(StatementResolver):
@@ -34,19 +55,22 @@ class ScheduleResolver(StatementResolver):
     )  # fmt: skip
     # What torch's schedulers keep in attributes, and functions that methods call by these names.
     TAKEN = frozenset(
-        {"step", "state_dict", "load_state_dict", "get_lr", "get_last_lr", "base_lrs"}
+        {"step", "state_dict", "load_state_dict", "get_lr", "get_last_lr", "base_lrs", "cls"}
         | {"in_cooldown", "abs", "float", "max", "min", "initial"}
         | {"parameter", "function", "functions", "targets", "per_group", "grouped", "use_beta1"}
         | {"observed", "unsaved", "affine"}
         | {"bisect_right", "callable", "Counter", "floor_log", "int", "isinstance", "list"}
-        | {"ABSENT", "phase_of", "sorted", "type", "TypeError"}
+        | {"ABSENT", "phase_of", "sorted", "type", "TypeError", "whole"}
     )
     # Attributes and methods of every schedule that begin with `_`: nothing is kept `as` one.
     PRIVATE = frozenset(
-        {"_begin", "_chain", "_check", "_check_group", "_closed", "_get_closed_form_lr"}
-        | {"_initial_step"}
-        | {"_get_lr_called_within_step", "_groups", "_is_initial", "_last_lr", "_observe"}
-        | {"_reset", "_step_count", "_update", "_update_lr"}
+        {"_PRIVATE", "_admit", "_begin", "_chain", "_chained_rates", "_check", "_check_group"}
+        | {"_closed", "_closed_rates", "_enter", "_enter_group", "_extend", "_fill", "_function"}
+        | {"_get_closed_form_lr", "_get_lr_called_within_step", "_group", "_groups"}
+        | {"_growth_error", "_init_is_better", "_initial_step", "_is_better", "_is_initial"}
+        | {"_last_lr", "_length_error", "_lists", "_observe", "_parameter", "_rate", "_reduce_lr"}
+        | {"_require_single", "_reset", "_set_rate", "_single", "_spread", "_step_count", "_take"}
+        | {"_target_values", "_update", "_update_lr", "_versions", "_views", "_warn_if_asked"}
     )
 
     of_texts = ("eq", "ne", "select")
@@ -62,7 +86,7 @@ class ScheduleResolver(StatementResolver):
         self.given_by_phases: list[str] = []
         self.declared_at = {
             m.name.text: m.name.span for m in definition.members
-            if isinstance(m, syntax.LetStmt | syntax.StateDecl | syntax.Observe | syntax.Function)
+            if isinstance(m, DECLARATIONS)
         }  # fmt: skip
         # The hyperparameter in the place of the group's first rate.
         self.starts_at = any(m.name.text == "base_lr" for m in self.members(syntax.HyperDecl))
@@ -72,6 +96,7 @@ class ScheduleResolver(StatementResolver):
     def resolve(self) -> Schedule | None:
         self.refuse(MEMBERS, "a schedule")
         self.declare_hypers()
+        self._check_groups()
         self.check_order(self.signature())
         self._declare_given()
         for member in self.definition.members:
@@ -102,7 +127,7 @@ class ScheduleResolver(StatementResolver):
             self.definition.name.text, self.definition.span.source, self.doc(), self.cites(),
             tuple(self.hypers), tuple(self.requires), tuple(self.lets), closed, chain,
             tuple(self.kept), parameters, body, targets, self.phases,
-            attribute.text if attribute is not None else "", fractional is not None,
+            PHASES if attribute is None else attribute.text, fractional is not None,
             self._examples(), self.definition.name.span,
         )  # fmt: skip
         if not self.log.failed:
@@ -114,13 +139,70 @@ class ScheduleResolver(StatementResolver):
 
     def _declare_given(self) -> None:
         for name, type_ in self.GIVEN:
-            if name in self.scope.names and not (name == "base_lr" and self._is_rate(name)):
+            if name == "base_lr" and self.starts_at:
+                self._check_rate()
+            elif name in self.scope.names:
                 self._refuse_name(name, self.scope.spans[name])
             self.scope.names[name] = ir.Ref(name, Role.GIVEN, Kind.SCALAR, type_)
 
-    def _is_rate(self, name: str) -> bool:
-        """Whether a hyperparameter can be the first rate of every group."""
-        return any(h.name == name and _is_number(h) for h in self.hypers)
+    def _check_groups(self) -> None:
+        """A value of a group has the group's name for it, and no other value is made of it when
+        the schedule is constructed: it may be a list then."""
+        of_groups = self._of_groups()
+        for hyper in self.hypers:
+            if hyper.name == INITIAL:
+                self.log.error(
+                    Code.RESERVED_NAME, f"'{INITIAL}' is the rate that a group began with.",
+                    hyper.span, hints=("To give the first rate: hyper base_lr: per_group real",),
+                )  # fmt: skip
+            if hyper.type.grouped and _is_function(hyper):
+                self.log.error(
+                    Code.UNSUPPORTED, "A function is not kept in the parameter groups: they are in "
+                    "checkpoints.", hyper.span, hints=("Leave 'group' out of its type.",),
+                )  # fmt: skip
+            for ref in () if hyper.default is None else ir.refs(hyper.default):
+                if ref.name in of_groups:
+                    self.log.error(
+                        Code.UNSUPPORTED,
+                        f"'{ref.name}' is one for each parameter group: a default reads what is "
+                        "the same in all.", ref.span,
+                    )  # fmt: skip
+        for member in self.members(syntax.HyperDecl):
+            if member.name.text in of_groups and member.attribute is not None:
+                self._refuse_renamed(member.attribute)
+
+    def _refuse_renamed(self, attribute: syntax.Name) -> None:
+        self.log.error(
+            Code.UNSUPPORTED, "A value of each parameter group is kept under its own name.",
+            attribute.span, hints=("Leave 'as' out.",),
+        )  # fmt: skip
+
+    def existence(
+        self,
+        node: syntax.Expr | None,
+        what: str = "this",
+        reads: str = "options and hyperparameters",
+    ) -> ir.Expr | None:
+        """What exists, exists for all groups."""
+        when = super().existence(node, what, reads)
+        of_groups = self._of_groups()
+        for ref in () if when is None else ir.refs(when):
+            if ref.name in of_groups:
+                self.log.error(
+                    Code.UNSUPPORTED, f"'{ref.name}' is one for each parameter group: whether "
+                    f"{what} exists cannot depend on it.", ref.span,
+                )  # fmt: skip
+        return when
+
+    def _check_rate(self) -> None:
+        """A hyperparameter in the place of the groups' first rates is a number for each."""
+        (declared, *_) = (m for m in self.members(syntax.HyperDecl) if m.name.text == "base_lr")
+        number = ValueType(Base.REAL, per_group=True)
+        if any(h.name == "base_lr" and h.type != number for h in self.hypers):
+            self.log.error(
+                Code.WRONG_TYPE, "'base_lr' is the first rate of each parameter group.",
+                declared.name.span, hints=("Write: hyper base_lr: per_group real",),
+            )  # fmt: skip
 
     def _refuse_name(self, name: str, span: Span) -> None:
         self.log.error(
@@ -205,12 +287,20 @@ class ScheduleResolver(StatementResolver):
             self.kept.append(Kept(name.text, initial, keep, when, text, name.span))
             if attribute is not None:
                 self._check_attribute(attribute)
+                if keep is Keep.GROUP:
+                    self._refuse_renamed(attribute)
+            if (keep, name.text) == (Keep.GROUP, INITIAL) and when is not None:
+                self.log.error(
+                    Code.UNSUPPORTED, "Every group has a first rate.", when.span,
+                    hints=("Choose between two rates: a if condition else b.",),
+                )  # fmt: skip
 
     def _check_kept(self, keep: Keep, value: ir.Expr) -> None:
         """First values are made at construction, observed ones for an epoch; only those of a group
         may differ between groups."""
         if keep is Keep.OBSERVED:
-            self._refuse_given(value, ("lr", "base_lr", "initial"), "an observed value")
+            banned = ("lr", "base_lr", "initial", *self.given_by_phases)
+            self._refuse_given(value, banned, "an observed value")
         else:
             for ref in ir.refs(value):
                 if ref.role in (Role.GIVEN, Role.LOCAL):
@@ -238,8 +328,11 @@ class ScheduleResolver(StatementResolver):
         return frozenset(names)
 
     def _check_attribute(self, attribute: syntax.Name) -> None:
-        if attribute.text in self.PRIVATE | self.TAKEN | {"optimizer", "last_epoch"}:
-            self._refuse_name(attribute.text, attribute.span)
+        text = attribute.text
+        if text in self.PRIVATE | self.TAKEN | {"optimizer", "last_epoch"}:
+            self._refuse_name(text, attribute.span)
+        elif text in PYTHON or "__" in text:
+            refuse_reserved(attribute, self.log)
 
     def _check_attributes(self, schedule: Schedule) -> None:
         """What is kept has names of its own, also in the schedule and its checkpoints."""
@@ -257,7 +350,12 @@ class ScheduleResolver(StatementResolver):
             for h in hypers
         ]
         kept += [(k.keep is Keep.GROUP, k.attribute or k.name, k.span) for k in schedule.kept]
+        if schedule.phases:
+            (phases, *_) = self.members(syntax.Phases)
+            kept.append((False, schedule.phases_attribute, head(phases.span)))
         for in_group, name, span in kept:
+            if not in_group and name in self.TAKEN - {"base_lrs"}:
+                self._refuse_name(name, span)
             if (in_group, name) in seen:
                 self.log.error(
                     Code.DUPLICATE, f"Two values are kept under the name '{name}'.", span,
@@ -271,25 +369,36 @@ class ScheduleResolver(StatementResolver):
     def _declare_function(self, member: syntax.Function) -> None:
         name = member.name
         first = next((f for f in self.members(syntax.Function) if f.name.text == name.text), member)
-        if name.text in FUNCTIONS or name.text in ALONG or name.text in self.functions:
-            built_in = name.text not in self.functions
+        given = [h.span for h in self.hypers if h.name == name.text and _is_function(h)]
+        built_in = name.text in FUNCTIONS or name.text in ALONG
+        if built_in or given or name.text in self.functions:
+            there = given[0] if given else first.name.span
             self.log.error(
                 Code.DUPLICATE,
                 f"There is a function '{name.text}' already.", name.span,
-                related=() if built_in else ((first.name.span, "first declared here"),),
+                related=() if built_in else ((there, "first declared here"),),
                 hints=("Choose another name.",),
             )  # fmt: skip
             return
-        outer = dict(self.scope.names)
-        for given in [n for n in outer if n in self.given_by_phases]:
-            del self.scope.names[given]
+        outer, spans = dict(self.scope.names), dict(self.scope.spans)
+        for other in [n for n in outer if n in self.given_by_phases]:
+            del self.scope.names[other]
+        seen: dict[str, Span] = {}
         for parameter in member.parameters:
+            if parameter.text in seen:
+                self.log.error(
+                    Code.DUPLICATE, f"'{name.text}' has two parameters '{parameter.text}'.",
+                    parameter.span, related=((seen[parameter.text], "the first one"),),
+                )  # fmt: skip
+                continue
+            seen[parameter.text] = parameter.span
             ref = ir.Ref(parameter.text, Role.LOCAL, Kind.SCALAR, Type.NUMBER, parameter.span)
             self.scope.declare(parameter, ref, self.log)
         value = self.expr(member.value)
         if value is not None and not self.expect_number(value, member.value.span):
             value = None
-        self.scope.names = outer
+        # No code has the parameters' names: what is generated may use them.
+        self.scope.names, self.scope.spans = outer, spans
         self.functions[name.text] = Function(tuple(p.text for p in member.parameters), value)
 
     # Phases
@@ -464,16 +573,24 @@ class ScheduleResolver(StatementResolver):
             (syntax.Phases, "Phases belong to forms of the epoch."),
             (syntax.Fractional, "A metric comes with a whole epoch."),
         )
-        for type_, message in others:
-            for member in self.members(type_):
-                self.log.error(
-                    Code.UNSUPPORTED, message, head(member.span),
-                    related=((head(update.span), "the 'update'"),),
-                )  # fmt: skip
+        found = [(member, message) for type_, message in others for member in self.members(type_)]
+        in_groups = "An update keeps nothing in the parameter groups."
+        found += [(m, in_groups) for m in self.members(syntax.StateDecl) if m.modifier == "group"]
+        grouped = {h.name for h in self.hypers if h.type.grouped}
+        found += [(m, in_groups) for m in self.members(syntax.HyperDecl) if m.name.text in grouped]
+        for member, message in found:
+            self.log.error(
+                Code.UNSUPPORTED, message, head(member.span),
+                related=((head(update.span), "the 'update'"),),
+            )  # fmt: skip
+        for kept in self.kept:
+            if kept.keep is Keep.OBSERVED:
+                self._refuse_given(kept.initial, ("t",), "what is observed beside an 'update'")
 
     def _parameters(self, update: syntax.Update) -> tuple[str, ...]:
         names = tuple(n.text for n in update.parameters)
         if names != (METRIC,):
+            self.scope.broken |= {*names}
             span = update.parameters[0].span if update.parameters else head(update.span)
             self.log.error(
                 Code.WRONG_TYPE, "A schedule's update takes the metric.", span,
@@ -491,7 +608,8 @@ class ScheduleResolver(StatementResolver):
                     Code.UNSUPPORTED, "A schedule has no parameter to step.", head(stmt.span),
                     hints=("Set the rate: lr = ...",),
                 )  # fmt: skip
-        if not any(isinstance(s, ir.Assign) and s.target.name == RATE for s in ir.statements(body)):
+        changed = {s.target.name for s in ir.statements(body) if isinstance(s, ir.Assign)}
+        if RATE not in changed and not self.log.failed:
             self.log.error(
                 Code.MISSING_PART, "This update never changes the rate.", head(update.span),
                 hints=("Add: lr = ...",),
@@ -525,7 +643,10 @@ class ScheduleResolver(StatementResolver):
             if example is not None:
                 found[member.name.text] = example
         # Where no defaults can stand together, examples say what the arguments are.
-        values = {n: e.value for n, e in found.items() if isinstance(e.value, ir.Const)}
+        values = {
+            n: e.value for n, e in found.items()
+            if not e.parameters and not isinstance(e.value, tuple)
+        }  # fmt: skip
         check_defaults(self.hypers, self.requires, self.definition, self.log, values, "example")
         return tuple(found.values())
 
@@ -541,7 +662,7 @@ class ScheduleResolver(StatementResolver):
                     hints=did_you_mean(name.text, names),
                 )  # fmt: skip
             return None
-        is_function = hyper is None or hyper.type.base is Base.FUNCTION
+        is_function = hyper is None or _is_function(hyper)
         if is_function != bool(member.parameters) or len(member.parameters) > 1:
             written = f"{name.text}(t)" if is_function else name.text
             self.log.error(
@@ -574,7 +695,7 @@ class ScheduleResolver(StatementResolver):
         found = tuple(v for v in values if v is not None)
         if len(found) < len(values):
             return None
-        expected = None if hyper is None or hyper.type.base is Base.FUNCTION else hyper.type
+        expected = None if hyper is None or _is_function(hyper) else hyper.type
         for value, node in zip(found, nodes, strict=True):
             if expected is None and not self.expect_number(value, node.span):
                 return None
@@ -597,11 +718,14 @@ class ScheduleResolver(StatementResolver):
             if not read & {hyper.name, *hyper.components}:
                 self._warn_unread(hyper.name, hyper.span, "Remove it, or use it in the rate.")
         inner = [s for s in ir.statements(schedule.body) if isinstance(s, ir.Let)]
+        asked = (r for require in schedule.requires for r in ir.refs(require.condition))
+        read |= {r.name for r in asked}
+        read |= {name for r in schedule.requires for _, name in placeholders(r.message)}
         for let in (*schedule.lets, *inner):
             if let.name not in read:
                 self._warn_unread(let.name, head(let.span))
         for kept in schedule.kept:
-            if kept.keep is not Keep.OBSERVED and kept.name not in read | {"initial_lr"}:
+            if kept.keep is not Keep.OBSERVED and kept.name not in read | {INITIAL}:
                 self._warn_unread(
                     kept.name, kept.span, f"Write 'observe {kept.name}' if it is for the user."
                 )
@@ -619,8 +743,8 @@ class ScheduleResolver(StatementResolver):
         self.log.warning(Code.UNREAD, f"Nothing reads '{name}'.", span, hints=hints)
 
 
-def _is_number(hyper: Hyper) -> bool:
-    return hyper.type.base in (Base.REAL, Base.INT) and not hyper.type.many
+def _is_function(hyper: Hyper) -> bool:
+    return hyper.type.base is Base.FUNCTION
 
 
 def all_expressions(schedule: Schedule) -> Iterator[ir.Expr]:

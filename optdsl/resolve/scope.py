@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import keyword
 from dataclasses import dataclass, field
+from itertools import chain
 
 from optdsl import syntax
 from optdsl.diagnostics import Code, Log
 from optdsl.ir import FLAGS, Ref, Role
 from optdsl.resolve.words import article
-from optdsl.runtime import AVERAGE, RUNTIME, SCHEDULE, STANDARD, TORCH
+from optdsl.runtime import (
+    AVERAGE,
+    AVERAGE_RUNTIME,
+    FROM_TORCH,
+    RUNTIME,
+    SCHEDULE,
+    SCHEDULE_RUNTIME,
+    STANDARD,
+    TORCH,
+)
 from optdsl.source import Span
 
 PYTHON = frozenset({*keyword.kwlist, "case", "match", "true", "false"})
@@ -29,9 +39,11 @@ GENERATED = frozenset(
 )
 # Names of classes and modules that a generated module imports.
 TAKEN = (*STANDARD, *TORCH, *RUNTIME, *SCHEDULE, *AVERAGE)
+# What packages have beside definitions; the shipped SWALR is one.
+EXPORTED = {*SCHEDULE_RUNTIME, *AVERAGE_RUNTIME, *chain(*FROM_TORCH.values())} - {"SWALR"}
 IMPORTED = frozenset(
     {name.lower() for name in TAKEN if not name.islower()}
-    | {"averagedmodel"}
+    | {name.lower() for name in EXPORTED}
     | {"torch", "lr_scheduler", "__init__", "importlib", "getattr", "globals", "type_checking"}
 )
 

@@ -35,7 +35,7 @@ class StatementResolver(MemberResolver):
             self.assigned = frozenset()
             result = self.block(body)
             if self.kinds == kinds:
-                log.diagnostics += self.log.diagnostics
+                log.add(self.log)
                 self.log = log
                 return result
 

@@ -105,6 +105,8 @@ def type_of(declared: ValueType) -> Type:
 
 
 def type_phrase(declared: ValueType) -> str:
+    if declared.many:
+        return "a list of integers"
     match declared.base:
         case Base.BOOL:
             return "true or false"

@@ -89,10 +89,14 @@ def quoted(text: str) -> str:
     return f'"{text}"'
 
 
+def shown_names(text: str) -> list[str]:
+    """The names whose values a condition's message shows."""
+    return [m[1] for m in PLACEHOLDER.finditer(text) if m[1] is not None]
+
+
 def message(text: str, spell: Callable[[str], str]) -> str:
     """A condition's message as a literal; `spell` says where the value of a name is."""
-    shown = [m[1] for m in PLACEHOLDER.finditer(text) if m[1] is not None]
-    if not shown:
+    if not shown_names(text):
         return quoted(text.replace("{{", "{").replace("}}", "}"))
     return "f" + quoted(
         PLACEHOLDER.sub(lambda m: m[0] if m[1] is None else f"{{{spell(m[1])}}}", text)

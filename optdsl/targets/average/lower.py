@@ -32,7 +32,7 @@ from optdsl.ir import (
     refs,
 )
 from optdsl.ops import Kind
-from optdsl.passes.complex_views import is_linear
+from optdsl.passes.complex_views import is_linear, supports_complex
 from optdsl.source import Source, Span
 from optdsl.targets import latex, signature, triton
 from optdsl.targets.average.view import View
@@ -127,6 +127,11 @@ def _multi(spec: Spec) -> Lines:
     return (*unpack(writer.spec), *lines)
 
 
+def _is_separable(average: Average) -> bool:
+    """Whether real and imaginary parts of complex tensors can be elements of their own."""
+    return supports_complex(_spec(average, (*average.lets, average.each, average.multi)))
+
+
 def _is_linear(average: Average) -> bool:
     """Whether complex tensors and their real and imaginary parts have the same average."""
     values = [let.value for let in average.lets if not is_scalar(let.value)]
@@ -138,7 +143,10 @@ def _is_linear(average: Average) -> bool:
 
 def _attributes(average: Average) -> Lines:
     lines = [f'kernels = "{average.name.lower()}"'] if kernel(average) is not None else []
-    lines += [] if _is_linear(average) else ["linear = False"]
+    if not _is_separable(average):
+        lines.append("separable = False")
+    elif not _is_linear(average):
+        lines.append("linear = False")
     return tuple(lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from optdsl.ir import Base, Expr, Hyper, Kept, Require
+from optdsl.ir import Base, Expr, Hyper, Keep, Kept, Let, Require, kind_of
 from optdsl.targets.layout import indented
 from optdsl.targets.schedule.places import Place, Places
 from optdsl.targets.schedule.view import Method
@@ -31,6 +31,9 @@ def check(places: Places) -> Iterator[Method]:
 def check_group(places: Places) -> Iterator[Method]:
     """The checks of a group's values; where one exists on a condition, behind it."""
     writer = Writer(places, places.in_methods())
+    # Asked before a group keeps anything: of its states, what they will begin with.
+    kept = places.constant(Keep.GROUP)
+    writer.lets |= {k.name: Let(k.name, k.initial, kind_of(k.initial), k.span) for k in kept}
     found: list[tuple[Expr | None, Hyper | Require]]
     found = [(h.when, h) for h in places.of(Place.GROUP)]
     found += [(_existence(places, r), r) for r in places.group]
@@ -54,8 +57,10 @@ def check_group(places: Places) -> Iterator[Method]:
 
 
 def _existence(places: Places, require: Require) -> Expr | None:
-    """The condition on which what a condition reads exists."""
-    values: tuple[Hyper | Kept, ...] = (*places.schedule.hypers, *places.schedule.kept)
+    """The condition on which what a condition reads exists. An argument that is kept nowhere is
+    there all the same, but for groups."""
+    values: list[Hyper | Kept] = [h for h in places.schedule.hypers if h in places.of(Place.GROUP)]
+    values += places.schedule.kept
     whens = (v.when for v in values if v.name in places.read(require))
     return next((when for when in whens if when is not None), None)
 
@@ -76,7 +81,10 @@ def checks(writer: Writer, requires: Iterable[Require]) -> Lines:
     for require in requires:
         needed = [n for n in writer.places.read(require) if n in writer.lets]
         before, scope = writer.prepare(needed, scope)
-        lines += (*before, *writer.check(require))
+        checked, when = writer.check(require), _existence(writer.places, require)
+        if when is not None:
+            checked = (f"if {writer.show(when)}:", *indented(checked))
+        lines += (*before, *checked)
     return tuple(lines)
 
 
@@ -84,13 +92,13 @@ def type_check(places: Places, hyper: Hyper, value: str) -> Lines:
     """A text is one of its choices, unless a condition of its own says it better; a function can
     be called."""
     optional = f"{value} is not None and " if hyper.type.optional else ""
+    shown = value.replace('"', "'")  # in a text
     if hyper.type.base is Base.FUNCTION:
-        given = value if "[" not in value else f"group['{hyper.name}']"
-        text = f"{hyper.name} should be a function, but got {{type({given}).__name__}}"
+        text = f"{hyper.name} should be a function, but got {{type({shown}).__name__}}"
         return refusal(f"{optional}not callable({value})", f"f{quoted(text)}", "TypeError")
     stated = any(hyper.name in places.read(r) for r in places.schedule.requires)
     if stated or not hyper.type.choices:
         return ()
     choices = ", ".join(map(quoted, hyper.type.choices))
-    text = message(f"{hyper.name.replace('_', ' ')} {{x}} is unknown!", lambda _: value)
+    text = message(f"{hyper.name.replace('_', ' ')} {{x}} is unknown!", lambda _: shown)
     return refusal(f"{optional}{value} not in ({choices})", text)

@@ -86,14 +86,14 @@ def class_attributes(places: Places) -> Lines:
     """What the base class has to know of the values; see there."""
     schedule = places.schedule
     observed = [attribute(k) for k in schedule.kept if k.keep is Keep.OBSERVED]
-    observed += [schedule.phases_attribute] if schedule.phases_attribute else []
+    observed += [schedule.phases_attribute] if schedule.phases else []
     given = {
         "per_group": [h.name for h in schedule.hypers if h.type.per_group],
         "grouped": [h.name for h in schedule.hypers if h.type.grouped]
         + [k.name for k in places.constant(Keep.GROUP)],
         "functions": [
             f"{h.name}s" if h.type.per_group else attribute(h)
-            for h in schedule.hypers
+            for h in places.of(Place.ATTRIBUTE, Place.GROUP)
             if h.type.base is Base.FUNCTION
         ],
         "observed": observed,
@@ -144,7 +144,8 @@ def construction(places: Places) -> Lines:
     """The body of the constructor."""
     schedule = places.schedule
     writer = Writer(places, places.in_constructor())
-    kept = {k.name for k in schedule.kept}
+    # What has an attribute by the time it is read.
+    kept = {k.name for k in schedule.kept} | {h.name for h in schedule.hypers if h.type.many}
     early = [r for r in places.arguments if not places.read(r) & kept]
     late = [r for r in places.arguments if r not in early]
     return (
@@ -160,7 +161,10 @@ def construction(places: Places) -> Lines:
 
 
 def _attribute(hyper: Hyper) -> str:
-    value = f"Counter({hyper.name})" if hyper.type.many else hyper.name
+    value = hyper.name
+    if hyper.type.many:
+        # An epoch is looked up among them: a tensor, for one, equals an integer and is not found.
+        value = f"Counter(map(whole, {value}))"
     return f"self.{attribute(hyper)} = {value}"
 
 

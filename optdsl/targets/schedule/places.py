@@ -16,7 +16,7 @@ from optdsl.ir import (
     kind_of,
     refs,
 )
-from optdsl.targets.signature import PLACEHOLDER
+from optdsl.targets.signature import shown_names
 
 
 class Place(Enum):
@@ -66,7 +66,7 @@ class Places:
             else Place.ATTRIBUTE
             if kept & {h.name, *h.components}
             else Place.UNSAVED
-            if later & {h.name, *h.components}
+            if later & {h.name, *h.components} or h.type.many
             else Place.NOWHERE
             for h in schedule.hypers
         }
@@ -92,8 +92,7 @@ class Places:
 
     def read(self, require: Require) -> set[str]:
         """The names that a condition and its message read, also through other names."""
-        names = {m[1] for m in PLACEHOLDER.finditer(require.message) if m[1] is not None}
-        names |= {r.name for r in refs(require.condition)}
+        names = {r.name for r in refs(require.condition)}.union(shown_names(require.message))
         for let in reversed(self.schedule.lets):
             if let.name in names:
                 names |= {r.name for r in refs(let.value)}
@@ -107,6 +106,8 @@ class Places:
         names = {k.name: f"self.{attribute(k)}" for k in kept}
         for hyper in self.schedule.hypers:
             names |= _parts(hyper, hyper.name)
+            if hyper.type.many:  # counted, as it is kept
+                names[hyper.name] = f"self.{attribute(hyper)}"
         return names
 
     def in_methods(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from optdsl.ir import Apply, Const, Expr, Kept, Let, Ref, Require, Role, map_exp
 from optdsl.ops import Kind, Type
 from optdsl.targets.layout import INDENT, WIDTH, indented
 from optdsl.targets.schedule.places import Places, attribute
-from optdsl.targets.signature import Lines, message, negated, quoted, refusal
+from optdsl.targets.signature import Lines, message, negated, quoted, refusal, shown_names
 
 # A method's body stands in this column.
 BODY = 8
@@ -121,8 +121,9 @@ class Writer:
         return names
 
     def needed(self, require: Require) -> frozenset[str]:
-        """The names to prepare before a condition can be asked."""
-        return self.possible(require.condition)
+        """The names to prepare before a condition can be asked and its message written."""
+        shown = (_phrase(name, require.condition) for name in shown_names(require.message))
+        return self.possible(require.condition).union(*map(self.possible, shown))
 
     # Lines
 

@@ -229,13 +229,14 @@ class SequentialLR(_Combined, lr_scheduler.SequentialLR):
 
     def step(self) -> None:  # type: ignore[override]
         """Give every group its rate of the next epoch."""
-        self.last_epoch += 1
-        index = bisect_right(self._milestones, self.last_epoch)
+        epoch = self.last_epoch + 1
+        index = bisect_right(self._milestones, epoch)
         scheduler = self._schedulers[index]
-        if index > 0 and self._milestones[index - 1] == self.last_epoch:
+        if index > 0 and self._milestones[index - 1] == epoch:
             _restart(scheduler)
         else:
             scheduler.step()
+        self.last_epoch = epoch
         self._last_lr = scheduler.get_last_lr()
 
 
@@ -301,8 +302,7 @@ class ChainedScheduler(_Combined, lr_scheduler.ChainedScheduler):
         super().load_state_dict(state_dict)
         # In a checkpoint of torch's a chain has the rate that others made.
         if self._has_tracks() and self._product() != self._last_lr:
-            parameter, groups = self._parameter(), self.optimizer.param_groups
-            before = [copied(parameter.read(group)) for group in groups]
+            before = self._parameter().read_each(self.optimizer)
             self._isolate()
             self._write(before)
 
@@ -348,5 +348,4 @@ class ChainedScheduler(_Combined, lr_scheduler.ChainedScheduler):
         """Give the groups the rates that come of the schedulers'."""
         if self._has_tracks():
             self._write(self._product())
-        parameter = self._parameter()
-        self._last_lr = [copied(parameter.read(group)) for group in self.optimizer.param_groups]
+        self._last_lr = self._parameter().read_each(self.optimizer)

@@ -41,3 +41,11 @@ def floor_log(x: float, base: float) -> int:
     while base ** (n + 1) <= x:
         n += 1
     return n
+
+
+def whole(value: Any) -> int:
+    """A whole number as an `int`, whatever it came as: a float, a number of NumPy's or a tensor.
+    Raises ValueError for another number."""
+    if not math.isfinite(value) or int(value) != value:
+        raise ValueError(f"expected a whole number, but got {value}")
+    return int(value)

@@ -18,12 +18,19 @@ if TYPE_CHECKING:
 Form = Callable[..., Any]
 
 
+class _Group(dict[str, Any]):
+    """A parameter group with every number that a schedule may drive."""
+
+    def __missing__(self, name: str) -> float:
+        return 0.0
+
+
 class _StandIn(Optimizer):
     """What a schedule is given in the place of an optimizer when nothing is to be driven."""
 
     def __init__(self) -> None:
         self.defaults = {"lr": 1.0, "momentum": 0.0}
-        self.param_groups = [{"params": [], **self.defaults}]
+        self.param_groups = [_Group(params=[], **self.defaults)]
 
 
 class Function:
@@ -38,6 +45,10 @@ class Function:
     Raises:
         ValueError: an argument is out of its range.
     """
+
+    # LambdaLR, torch's too, puts into checkpoints what a function's `__dict__` has: nothing. The
+    # arguments come from the constructor, and a class is no part of a checkpoint.
+    __slots__ = ("__dict__", "_instance", "arguments", "schedule")
 
     def __init__(self, schedule: type[Scheduler], arguments: dict[str, Any]) -> None:
         self.schedule = schedule
@@ -55,11 +66,11 @@ class Function:
         if not hasattr(instance, "_get_closed_form_lr"):
             return self._walk(t, base)
         instance._observe(t)
-        return instance._closed(t, self._base(base), *instance._view(0))
+        return instance._closed(t, self._base(base), *instance._views()[0])
 
     def _walk(self, t: float, base: Rate) -> Rate:
         """The same where there is a chain alone: from epoch to epoch."""
-        instance, view = self._instance, self._instance._view(0)
+        instance, view = self._instance, self._instance._views()[0]
         instance._is_initial = True
         rate = instance._chain(0, base, base, *view)
         instance._is_initial = False
@@ -78,11 +89,13 @@ class Function:
         """
         instance = self._instance
         instance._observe(t)
-        return instance._chain(t, lr, self._base(base), *instance._view(0))
+        return instance._chain(t, lr, self._base(base), *instance._views()[0])
 
     def _base(self, base: Rate) -> Rate:
         # Some schedules have a first rate of their own.
-        return self._instance.base_lrs[0] if "base_lr" in self._instance.per_group else copied(base)
+        instance = self._instance
+        own = "base_lr" in instance.per_group or "initial_lr" in instance.grouped
+        return instance.base_lrs[0] if own else copied(base)
 
     def __reduce__(self) -> Any:
         return Function, (self.schedule, self.arguments)
@@ -112,6 +125,8 @@ def pieces(milestones: Sequence[Any], count: int) -> list[Any]:
 
 
 class _Sequence:
+    __slots__ = ("__dict__", "functions", "milestones")
+
     def __init__(self, functions: Sequence[Form], milestones: Sequence[float]) -> None:
         self.functions = list(functions)
         self.milestones = pieces(milestones, len(self.functions))
@@ -127,6 +142,8 @@ class _Sequence:
 
 
 class _Product:
+    __slots__ = ("__dict__", "functions")
+
     def __init__(self, functions: Sequence[Form]) -> None:
         self.functions = list(functions)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +18,8 @@ Rate = float | Tensor
 
 def copied(rate: Rate) -> Rate:
     """A rate that nothing else changes: optimizers change tensors in place."""
-    return rate.clone() if isinstance(rate, Tensor) else rate
+    # To ask whether a number is a tensor takes longer than all else of a step.
+    return rate if type(rate) is float or not isinstance(rate, Tensor) else rate.clone()
 
 
 class Parameter:
@@ -42,6 +45,13 @@ class Parameter:
             return "betas", 0
         return self._name, self._index
 
+    def _key(self, groups: list[dict[str, Any]]) -> str | None:
+        """The name under which all groups have the value itself, if there is one."""
+        if self._index is not None:
+            return None
+        is_plain = self.path != "momentum" or all("momentum" in group for group in groups)
+        return self._name if is_plain else None
+
     def read(self, group: dict[str, Any]) -> Rate:
         """The value itself: if it is a tensor, the optimizer's. Raises KeyError, IndexError or
         TypeError where there is none."""
@@ -50,12 +60,36 @@ class Parameter:
         return value
 
     def write(self, group: dict[str, Any], value: Rate) -> None:
-        """Change the value. A tensor stays the same object: captured graphs read it."""
+        """Change the value. A tensor stays the same object: captured graphs read it. It is never
+        the object `value`, which may be an argument of the schedule."""
         old = self.read(group)
         if isinstance(old, Tensor):
             old.fill_(value.squeeze() if isinstance(value, Tensor) else value)
         else:
-            self._replace(group, value)
+            self._replace(group, copied(value))
+
+    def read_each(self, optimizer: Optimizer) -> list[Rate]:
+        """Copies of the values of all groups."""
+        groups = optimizer.param_groups
+        name = self._key(groups)
+        return [copied(group[name] if name else self.read(group)) for group in groups]
+
+    def write_each(self, optimizer: Optimizer, values: list[Rate]) -> list[Rate]:
+        """Change the values of all groups. Returns copies of what they are now."""
+        groups = optimizer.param_groups
+        name = self._key(groups)
+        others = []
+        for group, value in zip(groups, values, strict=True):
+            if name and type(value) is float and type(group[name]) is float:
+                group[name] = value
+            else:
+                others.append((group, value))
+        if others:
+            # An optimizer that has loaded a checkpoint may have tensors that groups share.
+            self.unshare(optimizer)
+        for group, value in others:
+            self.write(group, value)
+        return self.read_each(optimizer)
 
     def _replace(self, group: dict[str, Any], value: Rate) -> None:
         name, index = self._place(group)
@@ -100,10 +134,29 @@ class Parameter:
                 seen.append(value)
 
 
+@contextlib.contextmanager
+def unless_it_fails(optimizer: Optimizer) -> Iterator[None]:
+    """Put the parameter groups back as they were when something in the block fails."""
+    before = [
+        (group, dict(group), [(v, v.clone()) for v in group.values() if isinstance(v, Tensor)])
+        for group in optimizer.param_groups
+    ]
+    try:
+        yield
+    except BaseException:
+        for group, values, tensors in before:
+            group.clear()
+            group.update(values)
+            for tensor, value in tensors:
+                tensor.copy_(value)
+        raise
+
+
 def _is_number(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and value.is_floating_point()
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # NumPy's scalars are numbers, too.
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _numbers(defaults: dict[str, Any]) -> Iterable[str]:

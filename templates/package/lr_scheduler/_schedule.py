@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from ._calls import watch
 from ._function import Form
-from ._parameters import Parameter, Rate, copied
-from ._scheduler import LR, ClosedScheduler
+from ._parameters import Parameter, Rate, copied, unless_it_fails
+from ._scheduler import LR, ClosedScheduler, not_resumed
 
 
 class Schedule(ClosedScheduler):
@@ -64,9 +64,9 @@ class Schedule(ClosedScheduler):
             Parameter.at(path).require(optimizer)
         self.last_epoch = last_epoch
         self._bases: dict[str, list[Rate]] = {path: [] for path in self._forms}
-        self._admit()
         watch(optimizer)
-        self._initial_step()
+        with unless_it_fails(optimizer):
+            self._initial_step()
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -80,8 +80,7 @@ class Schedule(ClosedScheduler):
 
     def get_last_values(self, parameter: str) -> list[Rate]:
         """The current values of a hyperparameter, one for each group."""
-        path = Parameter.at(parameter)
-        return [copied(path.read(group)) for group in self.optimizer.param_groups]
+        return Parameter.at(parameter).read_each(self.optimizer)
 
     def _admit(self) -> None:
         groups = self.optimizer.param_groups
@@ -89,9 +88,11 @@ class Schedule(ClosedScheduler):
             parameter, initial = Parameter.at(path), f"initial_{path}"
             parameter.unshare(self.optimizer)
             new = groups[len(bases) :]
-            for group in new:
+            for index, group in enumerate(new):
                 if self.last_epoch == -1 or bases:
                     group.setdefault(initial, copied(parameter.read(group)))
+                elif initial not in group:
+                    raise KeyError(not_resumed(initial, index))
             self._bases[path] = [*bases, *(copied(group[initial]) for group in new)]
 
     def _values(self, path: str, t: float) -> list[Rate]:
@@ -110,8 +111,7 @@ class Schedule(ClosedScheduler):
         all_values = {path: self._values(path, t) for path in self._forms}
         self.last_epoch = math.floor(t)
         for path, values in all_values.items():
-            for group, value in zip(self.optimizer.param_groups, values, strict=True):
-                Parameter.at(path).write(group, value)
+            Parameter.at(path).write_each(self.optimizer, values)
         self._last_lr = self.get_last_values(self.parameters[0])
 
     def state_dict(self) -> dict[str, Any]:

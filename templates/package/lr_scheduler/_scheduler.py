@@ -42,7 +42,7 @@ from torch.optim.lr_scheduler import EPOCH_DEPRECATION_WARNING, LRScheduler, Red
 
 from ._calls import versions, warn_of_order, watch
 from ._function import Function
-from ._parameters import Parameter, Rate, copied
+from ._parameters import Parameter, Rate, copied, unless_it_fails
 
 LR = "lr"
 # An argument that does not exist for what the others are.
@@ -63,9 +63,9 @@ class Group:
     def key(self, name: str) -> str:
         """The name in the optimizer's group: a schedule of the weight decay keeps its `max_lr` as
         `max_weight_decay`, so that it shares nothing with a schedule of the rate."""
-        if self._parameter != LR and name.endswith("_lr"):
-            return name[: -len(LR)] + self._parameter
-        return name
+        if self._parameter == LR or not name.endswith("_lr"):
+            return name
+        return name[: -len(LR)] + self._parameter
 
     def __getitem__(self, name: str) -> Any:
         return self.lists[name] if name in self.lists else self.values[self.key(name)]
@@ -94,10 +94,11 @@ class Scheduler(LRScheduler):
         self.base_lrs: list[Rate] = []
         self._take(optimizer, parameter, values)
         self.last_epoch = last_epoch
-        self._enter(values)
         self._versions: int | None = versions(optimizer)
         watch(optimizer)
-        self._initial_step()
+        with unless_it_fails(optimizer):
+            self._enter(values)
+            self._initial_step()
 
     @classmethod
     def _function(cls, **arguments: Any) -> Function:
@@ -137,6 +138,8 @@ class Scheduler(LRScheduler):
                     "optimizer must support momentum or beta1 with `cycle_momentum` option enabled"
                 )
             self.use_beta1 = "betas" in optimizer.defaults
+        for target in self.targets:
+            Parameter.at(target).require(optimizer)
         self._check()
         for index in range(len(optimizer.param_groups)):
             group = self._group(index)
@@ -198,12 +201,7 @@ class Scheduler(LRScheduler):
                 parameter.write(group.values, group["base_lr"])
             group.values.setdefault(initial, copied(parameter.read(group.values)))
         elif initial not in group.values:
-            raise KeyError(
-                f"param {initial!r} is not specified in param_groups[{index}] when resuming "
-                "scheduler with last_epoch >= 0.\nThis typically happens when:\n1. You're trying "
-                "to resume training from a checkpoint but haven't properly loaded the optimizer "
-                "state\n2. You're using last_epoch >= 0 for a fresh training run (not recommended)"
-            )
+            raise KeyError(not_resumed(initial, index))
         if "base_lr" not in self.per_group:
             self.base_lrs = [*self.base_lrs, copied(group.values[initial])]
 
@@ -216,9 +214,16 @@ class Scheduler(LRScheduler):
         values = {name: values[index] for name, values in self._lists().items()}
         return Group(self.optimizer.param_groups[index], values, self.parameter)
 
-    def _view(self, index: int) -> tuple[Group, ...]:
-        """What a form takes behind its numbers."""
-        return (self._group(index),) if self.per_group or self.grouped else ()
+    def _views(self) -> list[tuple[Group, ...]]:
+        """What the forms take behind their numbers, for each group."""
+        groups = self.optimizer.param_groups
+        if not (self.per_group or self.grouped):
+            return [()] * len(groups)
+        lists, parameter = self._lists(), self.parameter
+        return [
+            (Group(group, {name: values[index] for name, values in lists.items()}, parameter),)
+            for index, group in enumerate(groups)
+        ]
 
     def _extend(self, known: int) -> None:
         """Give groups that were added since the values that all have. What was a list has none for
@@ -253,6 +258,8 @@ class Scheduler(LRScheduler):
     def _admit(self) -> None:
         """Take in the groups that were added since: each begins with the rate that it has."""
         known = len(self.base_lrs)
+        if known == len(self.optimizer.param_groups) and not self.per_group:
+            return
         self._extend(known)
         for index in range(known, len(self.optimizer.param_groups)):
             self._parameter.unshare(self.optimizer)
@@ -296,38 +303,35 @@ class Scheduler(LRScheduler):
         else:
             if self._step_count == 1:
                 warn_of_order(self.optimizer, self._versions)
-            self._step_count += 1
             if epoch is not None:
                 warnings.warn(EPOCH_DEPRECATION_WARNING, UserWarning, stacklevel=2)
         self._update_lr(epoch)
+        if not self.fractional:
+            self._step_count += 1
 
     def _update_lr(self, epoch: float | None = None) -> None:
         self._admit()
-        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch  # type: ignore[assignment]
-        self._observe(self.last_epoch)
+        before = self.last_epoch
+        self.last_epoch = before + 1 if epoch is None else epoch  # type: ignore[assignment]
         self._get_lr_called_within_step = True
         try:
+            self._observe(self.last_epoch)
             form = self.get_lr
             if epoch is not None:
                 form = getattr(self, "_get_closed_form_lr", form)
             rates = form()
-            groups = self.optimizer.param_groups
-            targets = {
-                Parameter.at(name): [
-                    getattr(self, f"_closed_{name}")(self.last_epoch, *self._view(index))
-                    for index in range(len(groups))
-                ]
-                for name in self.targets
-            }
+            targets = {name: self._target_values(name) for name in self.targets}
+        except BaseException:
+            self.last_epoch = before
+            self._observe(max(0, before))
+            raise
         finally:
             self._get_lr_called_within_step = False
-            if self.fractional:
-                self.last_epoch = math.floor(self.last_epoch)
-        parameter = self._parameter
-        for driven, values in {parameter: rates, **targets}.items():
-            for group, value in zip(groups, values, strict=True):
-                driven.write(group, value)
-        self._last_lr = [copied(parameter.read(group)) for group in groups]
+        if self.fractional:
+            self.last_epoch = math.floor(self.last_epoch)
+        self._last_lr = self._parameter.write_each(self.optimizer, rates)
+        for name, values in targets.items():
+            Parameter.at(name).write_each(self.optimizer, values)
 
     def _warn_if_asked(self) -> None:
         if not self._get_lr_called_within_step:
@@ -339,17 +343,17 @@ class Scheduler(LRScheduler):
             )
 
     def _closed_rates(self) -> list[Rate]:
-        return [
-            self._closed(self.last_epoch, copied(base), *self._view(index))
-            for index, base in enumerate(self.base_lrs)
-        ]
+        t, pairs = self.last_epoch, zip(self.base_lrs, self._views(), strict=True)
+        return [self._closed(t, copied(base), *view) for base, view in pairs]
 
     def _chained_rates(self) -> list[Rate]:
-        groups, read = self.optimizer.param_groups, self._parameter.read
-        return [
-            self._chain(self.last_epoch, copied(read(group)), copied(base), *self._view(index))
-            for index, (group, base) in enumerate(zip(groups, self.base_lrs, strict=True))
-        ]
+        t, rates = self.last_epoch, self._parameter.read_each(self.optimizer)
+        triples = zip(rates, self.base_lrs, self._views(), strict=True)
+        return [self._chain(t, lr, copied(base), *view) for lr, base, view in triples]
+
+    def _target_values(self, name: str) -> list[Rate]:
+        form = getattr(self, f"_closed_{name}")
+        return [form(self.last_epoch, *view) for view in self._views()]
 
     # Checkpoints
 
@@ -380,7 +384,10 @@ class Scheduler(LRScheduler):
         loaded = object.__new__(type(self))
         vars(loaded).update(vars(self) | deepcopy(state))
         loaded._check()
-        for index in range(min(map(len, (self.optimizer.param_groups, *loaded._lists().values())))):
+        # Groups that the schedule does not know yet are checked when it takes them in.
+        groups: list[Any] = self.optimizer.param_groups
+        known = [groups, loaded._last_lr, *loaded._lists().values()]
+        for index in range(min(len(values) for values in known)):
             loaded._check_group(loaded._group(index))
         for name in self.functions:
             functions, saved = getattr(self, name), state_dict.get(name)
@@ -394,8 +401,20 @@ class Scheduler(LRScheduler):
         self._observe(max(0, self.last_epoch))
 
 
+def not_resumed(initial: str, index: int) -> str:
+    """What is wrong when a group does not say with which value it began."""
+    return (
+        f"param {initial!r} is not specified in param_groups[{index}] when resuming "
+        "scheduler with last_epoch >= 0.\nThis typically happens when:\n1. You're trying "
+        "to resume training from a checkpoint but haven't properly loaded the optimizer "
+        "state\n2. You're using last_epoch >= 0 for a fresh training run (not recommended)"
+    )
+
+
 def _saved(function: Any) -> Any:
-    if isinstance(function, types.FunctionType) or not hasattr(function, "__dict__"):
+    # A class that is called has no attributes of its own to save.
+    is_constant = isinstance(function, (types.FunctionType, type))
+    if is_constant or not hasattr(function, "__dict__"):
         return None
     return deepcopy(vars(function))
 
@@ -459,7 +478,7 @@ class MetricScheduler(Scheduler, ReduceLROnPlateau):
         self._take(optimizer, parameter, values)
         self._parameter.unshare(optimizer)
         self.last_epoch = 0
-        self._last_lr = [copied(self._parameter.read(group)) for group in optimizer.param_groups]
+        self._last_lr = self._parameter.read_each(optimizer)
         self._reset()
 
     def _reset(self) -> None:
@@ -484,9 +503,7 @@ class MetricScheduler(Scheduler, ReduceLROnPlateau):
             warnings.warn(EPOCH_DEPRECATION_WARNING, UserWarning, stacklevel=2)
         self.last_epoch = epoch
         self._update(epoch, metric)
-        self._last_lr = [
-            copied(self._parameter.read(group)) for group in self.optimizer.param_groups
-        ]
+        self._last_lr = self._parameter.read_each(self.optimizer)
 
     def _length_error(self, name: str, given: int, groups: int) -> str:
         return f"expected {groups} {name}s, got {given}"

@@ -27,7 +27,9 @@ class Average:
 
     # The module of this package with the fused GPU kernel.
     kernels: ClassVar[str] = ""
-    # Whether the average of complex tensors is that of their real and imaginary parts.
+    # Whether real and imaginary parts of complex tensors can be elements of their own, and whether
+    # complex arithmetic gives the same.
+    separable: ClassVar[bool] = True
     linear: ClassVar[bool] = True
 
     def __init__(self, group: Group) -> None:
@@ -80,19 +82,19 @@ class Average:
         """
         return self._next(self.at(number(n)), average, param)
 
-    @torch.no_grad()
     def multi(self, averages: PARAM_LIST, params: PARAM_LIST, n: Number) -> None:
         """Bring a list of averages up to date in place: torch's `multi_avg_fn`. The arguments are
         those of `each`, as lists; tensors of several dtypes may stand in one."""
-        self.update(averages, params, number(n), lists=True)
+        self.update(averages, params, n, lists=True)
 
+    @torch.no_grad()
     def update(
-        self, averages: Sequence[Tensor], params: Sequence[Tensor], n: int, lists: bool | None
+        self, averages: Sequence[Tensor], params: Sequence[Tensor], n: Number, lists: bool | None
     ) -> None:
         """Let model number `n`, counted from 0, enter the averages: with `lists` as lists of
         tensors of one dtype, which integers have no form for, else tensor by tensor; None decides
         by the device as torch does."""
-        group = self.at(n)
+        group = self.at(number(n))
         for olds, news in batches(averages, params):
             dtype = torch.promote_types(olds[0].dtype, news[0].dtype)
             device = olds[0].device.type
@@ -133,7 +135,8 @@ def batches(
 
 
 def own(function: Callable[..., Any] | None, form: str) -> Average | None:
-    """The average whose `form` a function is; None for any other function."""
+    """The average whose `form` a function is; None for any other function, also for one that a
+    class of a user has in the place of the form."""
+    is_form = getattr(function, "__func__", None) is getattr(Average, form)
     average = getattr(function, "__self__", None)
-    is_form = getattr(function, "__func__", None) is getattr(type(average), form, None)
     return average if isinstance(average, Average) and is_form else None

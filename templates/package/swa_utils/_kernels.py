@@ -26,10 +26,9 @@ class _Launch(_fused._Launch):
             _fused._Member(group, a, _dense(a), {}, frozenset(), p.dtype)
             for a, p in zip(averages, params, strict=True)
         ]
-        n = group["n"]
         scalars = (
             _fused._DeviceScalars(kernels, members)
-            if isinstance(n, Tensor) and n.device == averages[0].device
+            if isinstance(group["n"], Tensor)
             else _fused._HostScalars(kernels, members, {})
         )
         super().__init__(kernels, members, scalars)
@@ -49,14 +48,15 @@ class _Launch(_fused._Launch):
 _launches: WeakKeyDictionary[nn.Module, dict[Any, _Launch]] = WeakKeyDictionary()
 
 
+@torch.no_grad()
 def update(
     model: nn.Module, average: Average, averages: list[Tensor], params: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Let a model enter the averages of `model` that there is a kernel for.
 
     Args:
-        model: has the number of models before in `n_averaged`, which stays on its device unless a
-            function of `average` asks for it.
+        model: has the number of models before in `n_averaged`, which stays on its device unless an
+            average on another one or a function of `average` asks for it.
         average: how a model enters.
         averages: on any devices.
         params: of the next model, each where its average is.
@@ -65,13 +65,14 @@ def update(
         The averages that are left, and their params.
     """
     n: Any = model.n_averaged
-    if not average.is_constant:
+    if not (average.is_constant and all(a.device == n.device for a in averages)):
         n = int(n)
+        if n == 0:
+            return averages, params  # the first model is copied, whatever the numbers are
     group = {**average.at(n), "maximize": False}
     known, used = _launches.get(model, {}), dict[Any, _Launch]()
     left: tuple[list[Tensor], list[Tensor]] = ([], [])
-    real = ([as_real(t) if t.is_complex() else t for t in ts] for ts in (averages, params))
-    for olds, news in batches(*real):
+    for olds, news in batches(*(_parts(average, tensors) for tensors in (averages, params))):
         kernels = _kernels(average, olds, news)
         if kernels is None:
             left[0].extend(olds)
@@ -91,6 +92,11 @@ def _kernels(average: Average, averages: list[Tensor], params: list[Tensor]) -> 
         return None
     asked: Any = average
     return _fused._kernels(asked, {"fused": None, "params": averages})
+
+
+def _parts(average: Average, tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors whose elements are those of a kernel; complex ones are left as they are otherwise."""
+    return [as_real(t) if t.is_complex() and average.separable else t for t in tensors]
 
 
 def _dense(tensor: Tensor) -> Tensor:

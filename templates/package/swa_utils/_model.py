@@ -63,7 +63,6 @@ class AveragedModel(swa_utils.AveragedModel):
         super().__init__(model, device, avg_fn, multi_avg_fn, use_buffers)
         self.average, self.foreach, self.fused = average, foreach, fused
 
-    @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Let a model enter the averages.
 
@@ -87,8 +86,8 @@ class AveragedModel(swa_utils.AveragedModel):
         if self.fused:
             averages, params = self._fused_update(averages, params)
         if averages:
-            self._update(averages, params, int(self.n_averaged))
-        for buffer, other in zip(kept, buffers, strict=True):
+            self._update(_detached(averages), _detached(params), int(self.n_averaged))
+        for buffer, other in zip(_detached(kept), _detached(buffers), strict=True):
             buffer.copy_(other)
         self.n_averaged += 1
 
@@ -112,17 +111,17 @@ class AveragedModel(swa_utils.AveragedModel):
         elif self.avg_fn is not None:
             for average, param in zip(averages, params, strict=True):
                 count = self.n_averaged.to(average.device)
-                average.copy_(self.avg_fn(average.detach(), param.detach(), count))
+                average.copy_(self.avg_fn(average, param, count))
         elif self.multi_avg_fn is not None:
             for olds, news in batches(averages, params):
                 count = self.n_averaged.to(olds[0].device)
-                self.multi_avg_fn(_detached(olds), _detached(news), count)
+                self.multi_avg_fn(olds, news, count)
         else:
             (self.average or SWA()).update(averages, params, n, self.foreach)
 
 
 def _detached(tensors: list[Tensor]) -> list[Tensor]:
-    """What a user's function may write to, whatever it does about gradients."""
+    """What may be written to although gradients are recorded, as they are in users' functions."""
     return [tensor.detach() for tensor in tensors]
 
 
