@@ -78,6 +78,14 @@ def test_readme_shows_the_shipped_lion() -> None:
     assert shown == [(ROOT / "specs/optimizers/lion.opt").read_text(encoding="utf-8")]
 
 
+def test_the_page_on_schedules_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    code = "".join(t for _, info, t in fences(ROOT / "docs" / "schedules.md") if info == "python")
+    exec(compile(code, "docs/schedules.md", "exec"), {})
+    said = re.findall(r"^print\(.*\)  # (.+)$", code, re.MULTILINE)
+    assert len(said) == code.count("print(")
+    assert capsys.readouterr().out.splitlines() == said
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub makes of a page's headings."""
     headings = HEADING.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
