@@ -42,7 +42,10 @@ class Others:
         """What another definition is."""
         if name in self.defined:
             return self.defined[name].keyword
-        return "optimizer" if isinstance(self.known[name], Spec) else "average"
+        unit = self.known[name]
+        if isinstance(unit, Spec):
+            return "optimizer"
+        return "schedule" if isinstance(unit, Schedule) else "average"
 
 
 @dataclass(frozen=True, slots=True)

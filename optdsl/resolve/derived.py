@@ -15,7 +15,7 @@ from optdsl.resolve.calls import Others
 from optdsl.resolve.driven import driven, first_read, place
 from optdsl.resolve.hypers import MemberResolver, check_defaults, fits
 from optdsl.resolve.optimizer import name_in_let
-from optdsl.resolve.words import type_of, type_phrase
+from optdsl.resolve.words import article, type_of, type_phrase
 from optdsl.source import Span
 from optdsl.unparse import unparse_expr
 
@@ -33,12 +33,13 @@ def resolve_derived(
 ) -> Spec | None:
     """`defined` are all names of this run: a base among them that is not known is in error itself,
     which is reported there."""
-    base = known.get(base_name.text)
+    base, others = known.get(base_name.text), Others(known, defined)
     if isinstance(base, Spec):
-        return _Derived(definition, base, log, Others(known, defined)).resolve()
+        return _Derived(definition, base, log, others).resolve()
     if base is not None:
+        keyword = others.keyword(base_name.text)
         log.error(
-            Code.UNKNOWN_BASE, f"'{base_name.text}' is a schedule, not an optimizer.",
+            Code.UNKNOWN_BASE, f"'{base_name.text}' is {article(keyword)}, not an optimizer.",
             base_name.span,
         )  # fmt: skip
     elif base_name.text not in defined:

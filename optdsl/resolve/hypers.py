@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from optdsl import ir, syntax
@@ -123,14 +123,16 @@ class MemberResolver(ExpressionResolver):
         free = self._declare(name, role, kind, declared)
         if not free or not fits_default:
             return None
-        if when is not None and self.is_of_schedule:
-            self.whens[name.text] = when
         literal = None if default is None else unparse_expr(default)
+        hyper = Hyper(name.text, kind, declared, value, literal, span=name.span)
+        return self._kept(hyper, declaration, when)
+
+    def _kept(self, hyper: Hyper, declaration: syntax.HyperDecl, when: ir.Expr | None) -> Hyper:
+        """With what stands behind the value: `when` it exists, and `as` what it is kept."""
+        if when is not None and self.is_of_schedule:
+            self.whens[hyper.name] = when
         attribute = declaration.attribute.text if declaration.attribute is not None else ""
-        return Hyper(
-            name.text, kind, declared, value, literal, when=when, attribute=attribute,
-            span=name.span,
-        )  # fmt: skip
+        return replace(hyper, when=when, attribute=attribute)
 
     def existence(
         self,
@@ -174,14 +176,8 @@ class MemberResolver(ExpressionResolver):
         if not self._declare(name, Role.HYPER, Kind.HYPER, declared):
             return None
         value = ir.Const(None, span=default.span)
-        when = self.existence(declaration.when)
-        if when is not None and self.is_of_schedule:
-            self.whens[name.text] = when
-        attribute = declaration.attribute.text if declaration.attribute is not None else ""
-        return Hyper(
-            name.text, Kind.HYPER, declared, value, "unset", when=when, attribute=attribute,
-            span=name.span,
-        )  # fmt: skip
+        hyper = Hyper(name.text, Kind.HYPER, declared, value, "unset", span=name.span)
+        return self._kept(hyper, declaration, self.existence(declaration.when))
 
     def _fits_option(
         self, declaration: syntax.HyperDecl, value: ir.Expr | None, declared: ValueType
