@@ -182,13 +182,13 @@ def result(op: Op) -> str:
 
 
 def fused(op: Op) -> str:
-    """Whether a kernel can have the operator: it makes one pass over the elements."""
+    """Whether a kernel can have the operator: it goes over single elements."""
     match op.rule:
         case Rule.INITIAL | Rule.INITIAL_ALONG:
             return "-"
-        case Rule.REDUCE | Rule.ALONG | Rule.MATRIX | Rule.HOST:
+        case Rule.ALONG | Rule.MATRIX | Rule.HOST:
             return "no"
-        case Rule.JOIN | Rule.SCALAR_ONLY:
+        case Rule.JOIN | Rule.SCALAR_ONLY | Rule.REDUCE:
             # The host answers `unset` with a flag.
             return "no" if op.triton is None and op.name != "unset" else "yes"
 

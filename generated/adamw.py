@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -33,6 +34,14 @@ class AdamW(Adam):
         differentiable (bool): record the step, so that gradients flow through it. Default:
             False.
         fused (bool | None): update all tensors in one kernel. Default: None.
+        rounding (Literal["nearest", "stochastic"]): how parameters of 16 bits are rounded.
+            Default: "nearest".
+        kahan (bool): keep what rounding takes from parameters of 16 bits, in 16 bits more.
+            Default: False.
+        master_weights (bool): keep a float32 copy of parameters of 16 bits. Default: False.
+        state_dtype (torch.dtype | Literal["int8"] | None): store slots in torch.float32,
+            torch.bfloat16 or 8 bits; by default as torch does. Default: None.
+        seed (int): where the random bits of rounding begin. Default: 0.
 
     Raises:
         ValueError: an argument is out of its range; lr as a Tensor is not supported for
@@ -79,6 +88,11 @@ class AdamW(Adam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        kahan: bool = False,
+        master_weights: bool = False,
+        state_dtype: torch.dtype | Literal["int8"] | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(
             params,
@@ -92,4 +106,9 @@ class AdamW(Adam):
             capturable=capturable,
             differentiable=differentiable,
             fused=fused,
+            rounding=rounding,
+            kahan=kahan,
+            master_weights=master_weights,
+            state_dtype=state_dtype,
+            seed=seed,
         )

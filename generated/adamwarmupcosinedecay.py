@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.optim.optimizer import ParamsT
 from . import _numbers
 from ._foreach import scale_
 from ._optimizer import Optimizer, Row
+from ._policy import precision
 from ._slots import Group, Rows, Slot
 from ._tensors import as_real, as_real_list, number
 
@@ -42,6 +44,14 @@ class AdamWarmupCosineDecay(Optimizer):
             False.
         fused (bool | None): update all tensors in one kernel. Default: None.
         decoupled_weight_decay (bool): Default: False.
+        rounding (Literal["nearest", "stochastic"]): how parameters of 16 bits are rounded.
+            Default: "nearest".
+        kahan (bool): keep what rounding takes from parameters of 16 bits, in 16 bits more.
+            Default: False.
+        master_weights (bool): keep a float32 copy of parameters of 16 bits. Default: False.
+        state_dtype (torch.dtype | Literal["int8"] | None): store slots in torch.float32,
+            torch.bfloat16 or 8 bits; by default as torch does. Default: None.
+        seed (int): where the random bits of rounding begin. Default: 0.
 
     Raises:
         ValueError: an argument is out of its range; lr as a Tensor is not supported for
@@ -108,6 +118,11 @@ class AdamWarmupCosineDecay(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        kahan: bool = False,
+        master_weights: bool = False,
+        state_dtype: torch.dtype | Literal["int8"] | None = None,
+        seed: int = 0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -123,6 +138,7 @@ class AdamWarmupCosineDecay(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
+            **precision(rounding, kahan, master_weights, state_dtype, seed),
         }
         super().__init__(params, defaults)
 

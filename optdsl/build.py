@@ -20,6 +20,7 @@ from optdsl.runtime import (
     AVERAGE,
     AVERAGE_RUNTIME,
     FROM_TORCH,
+    OPTIMIZER_RUNTIME,
     RUNTIME,
     SCHEDULE,
     SCHEDULE_RUNTIME,
@@ -108,9 +109,13 @@ def _unit_files(unit: Unit, command: str, modules: Mapping[str, str]) -> dict[Pu
         text = section(target, unit)
         if text is not None:
             sections.setdefault(target.path(unit), []).append(text)
-    head = header([unit.source], command)
     shared = {Spec: RUNTIME, Schedule: SCHEDULE, Average: AVERAGE}[type(unit)]
-    return {path: head + with_imports("".join(t), modules, shared) for path, t in sections.items()}
+    texts = {path: "".join(parts) for path, parts in sections.items()}
+    return {
+        path: header([unit.source], command, path)
+        + (with_imports(text, modules, shared) if path.suffix == ".py" else text)
+        for path, text in texts.items()
+    }
 
 
 def _package_files(library: Library, command: str) -> dict[PurePosixPath, str]:
@@ -120,26 +125,29 @@ def _package_files(library: Library, command: str) -> dict[PurePosixPath, str]:
     averages = [u for u in library.units if isinstance(u, Average)]
     folders: tuple[tuple[str, Sequence[Unit]], ...] = ((SCHEDULES, schedules), (AVERAGES, averages))
     subpackages = tuple(name for name, units in folders if units)
-    head = header([u.source for u in library.units], command)
+    start, typed = PurePosixPath("__init__.py"), PurePosixPath("py.typed")
+    sources = [u.source for u in library.units]
     summary = "Optimizers, learning-rate schedules and averages of models."
-    view = _package(summary, _exports(optimizers), "torch.optim", subpackages)
+    exports = (OPTIMIZER_RUNTIME if optimizers else {}) | _exports(optimizers)
+    view = _package(summary, exports, "torch.optim", subpackages)
+    text = layout.module(render("package.py.jinja", view))
     files = {
-        PurePosixPath("__init__.py"): head + layout.module(render("package.py.jinja", view)),
-        PurePosixPath("py.typed"): head,
+        start: header(sources, command, start) + text,
+        typed: header(sources, command, typed),
     }
     if schedules:
-        head = header([u.source for u in schedules], command)
         exports = SCHEDULE_RUNTIME | _exports(schedules)
         view = _package("Learning-rate schedules.", exports, "torch.optim.lr_scheduler")
         text = layout.module(render("package.py.jinja", view))
-        files[python_path(SCHEDULES, "__init__")] = head + text
+        path = python_path(SCHEDULES, "__init__")
+        files[path] = header([u.source for u in schedules], command, path) + text
     if averages:
-        head = header([u.source for u in averages], command)
         swalr = {s.name: f".{SCHEDULES}.swalr" for s in schedules if s.name == "SWALR"}
         exports = AVERAGE_RUNTIME | swalr | _exports(averages)
         view = _package("Averages of models.", exports, "torch.optim.swa_utils")
         text = layout.module(render("package.py.jinja", view))
-        files[python_path(AVERAGES, "__init__")] = head + text
+        path = python_path(AVERAGES, "__init__")
+        files[path] = header([u.source for u in averages], command, path) + text
     return files
 
 
@@ -179,13 +187,13 @@ def _runtime_files(library: Library, command: str) -> dict[PurePosixPath, str]:
     for routine in sorted({u.routine for u in library.units if isinstance(u, Spec) and u.routine}):
         source = f"routines/{routine}.py"
         text = (resources.templates() / source).read_text(encoding="utf-8")
-        head = header([Source(f"templates/{source}", text)], command)
-        files[python_path(f"_{routine}")] = head + text
-    for path in sorted(folder.rglob("*.py")):
+        name = python_path(f"_{routine}")
+        files[name] = header([Source(f"templates/{source}", text)], command, name) + text
+    for path in resources.files_of(folder):
         name = PurePosixPath(path.relative_to(folder).as_posix())
         if wanted & USERS.get(name.parts[0], {Spec, Average}):
             text = path.read_text(encoding="utf-8")
-            files[name] = header([Source(f"templates/package/{name}", text)], command) + text
+            files[name] = header([Source(f"templates/package/{name}", text)], command, name) + text
     return files
 
 

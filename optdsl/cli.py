@@ -44,11 +44,27 @@ def build(
     check: Annotated[
         bool, typer.Option("--check", help="Compare only; exit 1 if a build would change files.")
     ] = False,
+    compile_kernels: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Then compile the C kernels that training most often needs, ahead of time, into "
+            "the folder that OPTDSL_CACHE names, or the user's cache.",
+        ),
+    ] = False,
 ) -> None:
     """Compile specs to a Python package."""
+    if check and compile_kernels:
+        _fail("Give --check or --compile, not both.")
+    folder = output or _default_output()
+    _build(specs, folder, check)
+    if compile_kernels:
+        _compile_kernels(folder)
+
+
+def _build(specs: Sequence[Path], folder: Path, check: bool) -> None:
     from optdsl import cache
 
-    folder = output or _default_output()
     command = _command(specs, folder)
     _require_specs(specs)
     if not check:
@@ -85,6 +101,25 @@ def build(
         f"{_count(written.changed, 'file')} written, {written.unchanged} unchanged, "
         f"{written.removed} removed."
     )
+
+
+def _compile_kernels(folder: Path) -> None:
+    """The package does it itself, in a process that has imported nothing else."""
+    import os
+    import subprocess
+    import sys
+
+    if not (folder / "_fused").is_dir():
+        _fail(f"{folder} has no optimizers or averages, and so no kernels.")
+    paths = [str(folder.resolve().parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-m", f"{folder.resolve().name}._fused"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        _fail(done.stderr.strip())
+    typer.echo(done.stdout, nl=False)
 
 
 @app.command("check")

@@ -121,7 +121,12 @@ def step(
     names.update(param=np.asarray(param, np.float64), grad=np.asarray(grad, np.float64))
     for slot in spec.states:
         names[slot.name] = initial(slot, names) if state is None else state.get(slot.name)
-    run(spec.scalars + spec.body, names)
+    run(spec.scalars, names)
+    for stage in spec.stages:
+        inside = dict(names)
+        run(stage.body, inside)
+        names.update({name: inside.get(name, 0.0) for name in stage.reductions})
+    run(spec.body, names)
     slots = {s.name: names[s.name] for s in spec.states if names[s.name] is not None}
     return names["param"], slots
 

@@ -209,13 +209,26 @@ class Sparse:
 FLAGS = ("foreach", "maximize", "capturable", "differentiable", "fused")
 # A routine has one way to execute.
 ROUTINE_FLAGS = ("maximize",)
+# In how many bits an optimizer stores, and how it rounds: arguments behind all others.
+POLICIES = ("rounding", "kahan", "master_weights", "state_dtype", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A pass over a parameter's elements that stores nothing, and is there for the numbers that its
+    body makes of them: `let name = norm(x)` for each of `reductions`. One in a branch that is not
+    taken is 0."""
+
+    body: tuple[Stmt, ...]
+    reductions: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
     """An optimizer. `signature` is the constructor's order after `params`: hyperparameters, flags,
     and `*` where keyword-only arguments begin. `fixed` holds the options that a derived optimizer
-    has decided. The pass `hoist_scalars` moves scalar work from `body` to `scalars`. `sparse` and
+    has decided. The pass `hoist_scalars` moves scalar work from `body` to `scalars`, the pass
+    `stages` what reductions need to the passes before `body`. `sparse` and
     `complex` say how the update treats such tensors; `complex` is None where the default holds.
     `routine` names a module of the runtime that stands in the place of a body."""
 
@@ -235,6 +248,7 @@ class Spec:
     routine: str = ""
     scalars: tuple[Stmt, ...] = ()
     columns: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ()
     span: Span = _nowhere()
 
 

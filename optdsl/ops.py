@@ -180,6 +180,7 @@ class Op:
     torch: Spelling | None
     foreach: str | None
     triton: Spelling | None
+    c: Spelling | None
     latex: Spelling | None
 
 
@@ -251,7 +252,7 @@ def _compare(name: str, symbol: str, numpy: Numpy, latex: str) -> Op:
     spelling = Infix(symbol, Level.COMPARE)
     return Op(
         name, spelling, (N, N), B, JOIN, False, numpy,
-        host=spelling, torch=spelling, foreach=None, triton=spelling,
+        host=spelling, torch=spelling, foreach=None, triton=spelling, c=spelling,
         latex=Infix(latex, Level.COMPARE),
     )  # fmt: skip
 
@@ -260,33 +261,33 @@ def _compare(name: str, symbol: str, numpy: Numpy, latex: str) -> Op:
 # fmt: off
 TABLE: tuple[Op, ...] = (
     # Arithmetic. `/` and `sqrt` round correctly on the GPU too: Triton's own are approximations.
-    Op("add", plus, (N, N), N, JOIN, True, np.add, plus, Method("add", True), "add", plus, plus),
-    Op("sub", minus, (N, N), N, JOIN, True, np.subtract, minus, Method("sub", True), "sub", minus, minus),
-    Op("mul", times, (N, N), N, JOIN, True, np.multiply, times, Method("mul", True), "mul", times, Infix(r"\,", MULTIPLY)),
-    Op("div", over, (N, N), N, JOIN, True, np.divide, over, Method("div", True), "div", Call("_math.div"), Command(r"\frac")),
+    Op("add", plus, (N, N), N, JOIN, True, np.add, plus, Method("add", True), "add", plus, plus, plus),
+    Op("sub", minus, (N, N), N, JOIN, True, np.subtract, minus, Method("sub", True), "sub", minus, minus, minus),
+    Op("mul", times, (N, N), N, JOIN, True, np.multiply, times, Method("mul", True), "mul", times, times, Infix(r"\,", MULTIPLY)),
+    Op("div", over, (N, N), N, JOIN, True, np.divide, over, Method("div", True), "div", Call("_math.div"), over, Command(r"\frac")),
     # scalar / tensor: torch takes the reciprocal first, then the product.
-    Op("rdiv", None, (N, N), N, JOIN, False, np.divide, over, over, None, Call("_math.rdiv"), Command(r"\frac")),
-    Op("floordiv", Infix("//", MULTIPLY), (N, N), N, Rule.SCALAR_ONLY, False, np.floor_divide, Infix("//", MULTIPLY), None, None, None, Call(r"\operatorname{floordiv}")),
-    Op("mod", Infix("%", MULTIPLY), (N, N), N, Rule.SCALAR_ONLY, False, np.mod, Infix("%", MULTIPLY), None, None, None, Infix(r"\bmod", MULTIPLY)),
-    Op("pow", Infix("**", Level.POWER), (N, N), N, JOIN, False, _power, Infix("**", Level.POWER), Method("pow", True), "pow", Call("_math.pow"), Superscript()),
-    Op("neg", Prefix("-", Level.UNARY), (N,), N, JOIN, True, np.negative, Prefix("-", Level.UNARY), Method("neg", True), "neg", Prefix("-", Level.UNARY), Prefix("-", Level.UNARY)),
-    Op("sqrt", Call("sqrt"), (N,), N, JOIN, False, np.sqrt, Call("math.sqrt"), Method("sqrt", True), "sqrt", Call("_math.sqrt"), Command(r"\sqrt")),
-    Op("rsqrt", Call("rsqrt"), (N,), N, JOIN, False, lambda x: 1 / np.sqrt(x), None, Method("rsqrt", True), "rsqrt", Call("_math.rsqrt"), Call(r"\operatorname{rsqrt}")),
-    Op("exp", Call("exp"), (N,), N, JOIN, False, np.exp, Call("math.exp"), Method("exp", True), "exp", Call("tl.exp"), Call(r"\exp")),
-    Op("log", Call("log"), (N,), N, JOIN, False, np.log, Call("math.log"), Method("log", True), "log", Call("tl.log"), Call(r"\log")),
-    Op("sin", Call("sin"), (N,), N, JOIN, False, np.sin, Call("math.sin"), Method("sin", True), "sin", Call("tl.sin"), Call(r"\sin")),
-    Op("cos", Call("cos"), (N,), N, JOIN, False, np.cos, Call("math.cos"), Method("cos", True), "cos", Call("tl.cos"), Call(r"\cos")),
-    Op("abs", Call("abs"), (N,), N, JOIN, False, np.abs, Call("abs"), Method("abs", True), "abs", Call("tl.abs"), Fence("|", "|")),
-    Op("floor", Call("floor"), (N,), N, JOIN, False, np.floor, Call("math.floor"), Method("floor", True), "floor", Call("tl.floor"), Fence(r"\lfloor ", r" \rfloor")),
-    Op("sign", Call("sign"), (N,), N, JOIN, False, _sign, None, Method("sign", True), "sign", Call("_math.sign"), Call(r"\operatorname{sign}")),
-    Op("max", Call("max"), (N, N), N, JOIN, False, np.maximum, Call("max"), Call("torch.maximum"), "maximum", Call("_math.maximum"), Call(r"\max")),
-    Op("min", Call("min"), (N, N), N, JOIN, False, np.minimum, Call("min"), Call("torch.minimum"), "minimum", Call("_math.minimum"), Call(r"\min")),
+    Op("rdiv", None, (N, N), N, JOIN, False, np.divide, over, over, None, Call("_math.rdiv"), Call("rdiv"), Command(r"\frac")),
+    Op("floordiv", Infix("//", MULTIPLY), (N, N), N, Rule.SCALAR_ONLY, False, np.floor_divide, Infix("//", MULTIPLY), None, None, None, None, Call(r"\operatorname{floordiv}")),
+    Op("mod", Infix("%", MULTIPLY), (N, N), N, Rule.SCALAR_ONLY, False, np.mod, Infix("%", MULTIPLY), None, None, None, None, Infix(r"\bmod", MULTIPLY)),
+    Op("pow", Infix("**", Level.POWER), (N, N), N, JOIN, False, _power, Infix("**", Level.POWER), Method("pow", True), "pow", Call("_math.pow"), Call("pow"), Superscript()),
+    Op("neg", Prefix("-", Level.UNARY), (N,), N, JOIN, True, np.negative, Prefix("-", Level.UNARY), Method("neg", True), "neg", Prefix("-", Level.UNARY), Prefix("-", Level.UNARY), Prefix("-", Level.UNARY)),
+    Op("sqrt", Call("sqrt"), (N,), N, JOIN, False, np.sqrt, Call("math.sqrt"), Method("sqrt", True), "sqrt", Call("_math.sqrt"), Call("sqrt"), Command(r"\sqrt")),
+    Op("rsqrt", Call("rsqrt"), (N,), N, JOIN, False, lambda x: 1 / np.sqrt(x), None, Method("rsqrt", True), "rsqrt", Call("_math.rsqrt"), Call("rsqrt"), Call(r"\operatorname{rsqrt}")),
+    Op("exp", Call("exp"), (N,), N, JOIN, False, np.exp, Call("math.exp"), Method("exp", True), "exp", Call("tl.exp"), Call("exp"), Call(r"\exp")),
+    Op("log", Call("log"), (N,), N, JOIN, False, np.log, Call("math.log"), Method("log", True), "log", Call("tl.log"), Call("log"), Call(r"\log")),
+    Op("sin", Call("sin"), (N,), N, JOIN, False, np.sin, Call("math.sin"), Method("sin", True), "sin", Call("tl.sin"), Call("sin"), Call(r"\sin")),
+    Op("cos", Call("cos"), (N,), N, JOIN, False, np.cos, Call("math.cos"), Method("cos", True), "cos", Call("tl.cos"), Call("cos"), Call(r"\cos")),
+    Op("abs", Call("abs"), (N,), N, JOIN, False, np.abs, Call("abs"), Method("abs", True), "abs", Call("tl.abs"), Call("fabs"), Fence("|", "|")),
+    Op("floor", Call("floor"), (N,), N, JOIN, False, np.floor, Call("math.floor"), Method("floor", True), "floor", Call("tl.floor"), Call("floor"), Fence(r"\lfloor ", r" \rfloor")),
+    Op("sign", Call("sign"), (N,), N, JOIN, False, _sign, None, Method("sign", True), "sign", Call("_math.sign"), Call("sign"), Call(r"\operatorname{sign}")),
+    Op("max", Call("max"), (N, N), N, JOIN, False, np.maximum, Call("max"), Call("torch.maximum"), "maximum", Call("_math.maximum"), Call("maximum"), Call(r"\max")),
+    Op("min", Call("min"), (N, N), N, JOIN, False, np.minimum, Call("min"), Call("torch.minimum"), "minimum", Call("_math.minimum"), Call("minimum"), Call(r"\min")),
     # lerp is written by the author: the open formula differs in the last bits of 38 % of results.
-    Op("lerp", Call("lerp"), (N, N, N), N, JOIN, True, _lerp, None, Method("lerp", True), "lerp", Call("_math.lerp"), Call(r"\operatorname{lerp}")),
+    Op("lerp", Call("lerp"), (N, N, N), N, JOIN, True, _lerp, None, Method("lerp", True), "lerp", Call("_math.lerp"), Call("lerp"), Call(r"\operatorname{lerp}")),
     # Rounding nodes: one rounding where torch has one. The pass `contract` makes them.
-    Op("add_scaled", None, (N, N, N), N, JOIN, True, lambda a, b, c: a + c * b, None, Method("add", True, "alpha"), "add", Call("_math.add_scaled"), None),
-    Op("addcmul", None, (N, N, N, N), N, JOIN, False, lambda a, b, c, s: a + s * b * c, None, Method("addcmul", True, "value"), "addcmul", Call("_math.addcmul"), None),
-    Op("addcdiv", None, (N, N, N, N), N, JOIN, False, lambda a, b, c, s: a + s * b / c, None, Method("addcdiv", True, "value"), "addcdiv", Call("_math.addcdiv"), None),
+    Op("add_scaled", None, (N, N, N), N, JOIN, True, lambda a, b, c: a + c * b, None, Method("add", True, "alpha"), "add", Call("_math.add_scaled"), Call("add_scaled"), None),
+    Op("addcmul", None, (N, N, N, N), N, JOIN, False, lambda a, b, c, s: a + s * b * c, None, Method("addcmul", True, "value"), "addcmul", Call("_math.addcmul"), Call("addcmul"), None),
+    Op("addcdiv", None, (N, N, N, N), N, JOIN, False, lambda a, b, c, s: a + s * b / c, None, Method("addcdiv", True, "value"), "addcdiv", Call("_math.addcdiv"), Call("addcdiv"), None),
     # Comparisons and choices.
     _compare("eq", "==", np.equal, "="),
     _compare("ne", "!=", np.not_equal, r"\neq"),
@@ -294,40 +295,40 @@ TABLE: tuple[Op, ...] = (
     _compare("le", "<=", np.less_equal, r"\leq"),
     _compare("gt", ">", np.greater, ">"),
     _compare("ge", ">=", np.greater_equal, r"\geq"),
-    Op("and", Infix("and", Level.AND), (B, B), B, JOIN, False, np.logical_and, Infix("and", Level.AND), Method("logical_and"), None, Call("_math.both"), Infix(r"\wedge", Level.AND)),
-    Op("or", Infix("or", Level.OR), (B, B), B, JOIN, False, np.logical_or, Infix("or", Level.OR), Method("logical_or"), None, Call("_math.either"), Infix(r"\vee", Level.OR)),
-    Op("not", Prefix("not ", Level.NOT), (B,), B, JOIN, False, np.logical_not, Prefix("not ", Level.NOT), Method("logical_not"), None, Call("_math.negation"), Prefix(r"\neg ", Level.NOT)),
-    Op("where", Call("where"), (B, N, N), N, JOIN, False, np.where, Conditional(), Call("torch.where"), None, Call("tl.where"), Call(r"\operatorname{where}")),
-    Op("select", Conditional(), (B, N, N), N, Rule.SCALAR_ONLY, False, np.where, Conditional(), None, None, Call("tl.where"), Call(r"\operatorname{where}")),
-    Op("unset", Call("unset"), (Type.PREDICATE,), B, JOIN, False, _no_value, None, None, None, None, Call(r"\operatorname{unset}")),
+    Op("and", Infix("and", Level.AND), (B, B), B, JOIN, False, np.logical_and, Infix("and", Level.AND), Method("logical_and"), None, Call("_math.both"), Call("both"), Infix(r"\wedge", Level.AND)),
+    Op("or", Infix("or", Level.OR), (B, B), B, JOIN, False, np.logical_or, Infix("or", Level.OR), Method("logical_or"), None, Call("_math.either"), Call("either"), Infix(r"\vee", Level.OR)),
+    Op("not", Prefix("not ", Level.NOT), (B,), B, JOIN, False, np.logical_not, Prefix("not ", Level.NOT), Method("logical_not"), None, Call("_math.negation"), Call("negation"), Prefix(r"\neg ", Level.NOT)),
+    Op("where", Call("where"), (B, N, N), N, JOIN, False, np.where, Conditional(), Call("torch.where"), None, Call("tl.where"), Call("where"), Call(r"\operatorname{where}")),
+    Op("select", Conditional(), (B, N, N), N, Rule.SCALAR_ONLY, False, np.where, Conditional(), None, None, Call("tl.where"), Call("where"), Call(r"\operatorname{where}")),
+    Op("unset", Call("unset"), (Type.PREDICATE,), B, JOIN, False, _no_value, None, None, None, None, None, Call(r"\operatorname{unset}")),
     # What schedules ask. A list is a Counter, as in torch's MultiStepLR; `floor_log` is the package's.
-    Op("call", Phrase("{0}({1})"), (F, N), N, Rule.SCALAR_ONLY, False, lambda f, x: f(x), Phrase("{0}({1})"), None, None, None, Phrase("{0}({1})")),
-    Op("count", Call("count"), (L, N), N, Rule.SCALAR_ONLY, False, lambda values, x: Counter(values)[x], Phrase("{0}[{1}]"), None, None, None, Call(r"\operatorname{count}")),
-    Op("reached", Call("reached"), (L, N), N, Rule.SCALAR_ONLY, False, _reached, Phrase("bisect_right(sorted({0}.elements()), {1})"), None, None, None, Call(r"\operatorname{reached}")),
-    Op("floor_log", Call("floor_log"), (N, N), N, Rule.SCALAR_ONLY, False, _floor_log, Call("floor_log"), None, None, None, Phrase(r"\lfloor \log_{{{1}}} {0} \rfloor")),
-    Op("is_integer", Call("is_integer"), (N,), B, Rule.SCALAR_ONLY, False, _is_integer, Phrase("isinstance({0}, int)"), None, None, None, Phrase(r"{0} \in \mathbb{{Z}}")),
-    Op("is_number", Call("is_number"), (N,), B, Rule.SCALAR_ONLY, False, _is_number, Phrase("isinstance({0}, (int, float))"), None, None, None, Phrase(r"{0} \in \mathbb{{R}}")),
-    # Reductions over one parameter.
-    Op("sum", Call("sum"), (N,), N, Rule.REDUCE, False, np.sum, None, Method("sum"), None, Call("tl.sum"), Call(r"\operatorname{sum}")),
-    Op("mean", Call("mean"), (N,), N, Rule.REDUCE, False, np.mean, None, Method("mean"), None, None, Call(r"\operatorname{mean}")),
-    Op("norm", Call("norm"), (N,), N, Rule.REDUCE, False, _norm, None, Method("norm"), None, None, Fence(r"\| ", r" \|")),
-    Op("max_abs", Call("max_abs"), (N,), N, Rule.REDUCE, False, lambda x: np.max(np.abs(x), initial=0.0), None, Call("max_abs"), None, None, Call(r"\operatorname{max\_abs}")),
-    Op("dot", Call("dot"), (N, N), N, Rule.REDUCE, False, lambda a, b: np.sum(a * b), None, Call("dot"), None, None, Fence(r"\langle ", r" \rangle")),
+    Op("call", Phrase("{0}({1})"), (F, N), N, Rule.SCALAR_ONLY, False, lambda f, x: f(x), Phrase("{0}({1})"), None, None, None, None, Phrase("{0}({1})")),
+    Op("count", Call("count"), (L, N), N, Rule.SCALAR_ONLY, False, lambda values, x: Counter(values)[x], Phrase("{0}[{1}]"), None, None, None, None, Call(r"\operatorname{count}")),
+    Op("reached", Call("reached"), (L, N), N, Rule.SCALAR_ONLY, False, _reached, Phrase("bisect_right(sorted({0}.elements()), {1})"), None, None, None, None, Call(r"\operatorname{reached}")),
+    Op("floor_log", Call("floor_log"), (N, N), N, Rule.SCALAR_ONLY, False, _floor_log, Call("floor_log"), None, None, None, None, Phrase(r"\lfloor \log_{{{1}}} {0} \rfloor")),
+    Op("is_integer", Call("is_integer"), (N,), B, Rule.SCALAR_ONLY, False, _is_integer, Phrase("isinstance({0}, int)"), None, None, None, None, Phrase(r"{0} \in \mathbb{{Z}}")),
+    Op("is_number", Call("is_number"), (N,), B, Rule.SCALAR_ONLY, False, _is_number, Phrase("isinstance({0}, (int, float))"), None, None, None, None, Phrase(r"{0} \in \mathbb{{R}}")),
+    # Reductions over one parameter. For kernels, what they make of an element: a float64.
+    Op("sum", Call("sum"), (N,), N, Rule.REDUCE, False, np.sum, None, Method("sum"), None, Call("_math.widened"), Call("widened"), Call(r"\operatorname{sum}")),
+    Op("mean", Call("mean"), (N,), N, Rule.REDUCE, False, np.mean, None, Method("mean"), None, Call("_math.widened"), Call("widened"), Call(r"\operatorname{mean}")),
+    Op("norm", Call("norm"), (N,), N, Rule.REDUCE, False, _norm, None, Method("norm"), None, Call("_math.square"), Call("square"), Fence(r"\| ", r" \|")),
+    Op("max_abs", Call("max_abs"), (N,), N, Rule.REDUCE, False, lambda x: np.max(np.abs(x), initial=0.0), None, Call("max_abs"), None, Call("_math.magnitude"), Call("magnitude"), Call(r"\operatorname{max\_abs}")),
+    Op("dot", Call("dot"), (N, N), N, Rule.REDUCE, False, lambda a, b: np.sum(a * b), None, Call("dot"), None, Call("_math.product"), Call("product"), Fence(r"\langle ", r" \rangle")),
     # Reductions along one dimension. A keyword, `norm(x, dim=-1)`, tells them from those above.
-    Op("sum_along", Along("sum"), (N, N), N, Rule.ALONG, False, lambda x, dim: np.sum(x, axis=dim, keepdims=True), None, KeepDim("sum"), None, None, Along(r"\operatorname{sum}")),
-    Op("mean_along", Along("mean"), (N, N), N, Rule.ALONG, False, lambda x, dim: np.mean(x, axis=dim, keepdims=True), None, KeepDim("mean"), None, None, Along(r"\operatorname{mean}")),
-    Op("norm_along", Along("norm"), (N, N), N, Rule.ALONG, False, _norm_along, None, KeepDim("norm"), None, None, Along(r"\operatorname{norm}")),
+    Op("sum_along", Along("sum"), (N, N), N, Rule.ALONG, False, lambda x, dim: np.sum(x, axis=dim, keepdims=True), None, KeepDim("sum"), None, None, None, Along(r"\operatorname{sum}")),
+    Op("mean_along", Along("mean"), (N, N), N, Rule.ALONG, False, lambda x, dim: np.mean(x, axis=dim, keepdims=True), None, KeepDim("mean"), None, None, None, Along(r"\operatorname{mean}")),
+    Op("norm_along", Along("norm"), (N, N), N, Rule.ALONG, False, _norm_along, None, KeepDim("norm"), None, None, None, Along(r"\operatorname{norm}")),
     # Matrices. `cast` gives a copy in another dtype: its rounding is storage, so the oracle has none.
-    Op("matmul", Infix("@", MULTIPLY), (N, N), N, Rule.MATRIX, False, np.matmul, None, Infix("@", MULTIPLY), None, None, Infix(r"\,", MULTIPLY)),
-    Op("transpose", Call("transpose"), (N,), N, Rule.MATRIX, False, lambda x: np.swapaxes(x, -1, -2), None, Attribute("mT"), None, None, Call(r"\operatorname{transpose}")),
-    Op("addmm", Call("addmm"), (N, N, N, N, N), N, Rule.MATRIX, False, lambda x, a, b, beta, alpha: beta * x + alpha * (a @ b), None, Call("torch.addmm"), None, None, Call(r"\operatorname{addmm}")),
-    Op("cast", Call("cast"), (N, T), N, Rule.MATRIX, False, lambda x, _: np.array(x), None, Method("to"), None, None, Call(r"\operatorname{cast}")),
+    Op("matmul", Infix("@", MULTIPLY), (N, N), N, Rule.MATRIX, False, np.matmul, None, Infix("@", MULTIPLY), None, None, None, Infix(r"\,", MULTIPLY)),
+    Op("transpose", Call("transpose"), (N,), N, Rule.MATRIX, False, lambda x: np.swapaxes(x, -1, -2), None, Attribute("mT"), None, None, None, Call(r"\operatorname{transpose}")),
+    Op("addmm", Call("addmm"), (N, N, N, N, N), N, Rule.MATRIX, False, lambda x, a, b, beta, alpha: beta * x + alpha * (a @ b), None, Call("torch.addmm"), None, None, None, Call(r"\operatorname{addmm}")),
+    Op("cast", Call("cast"), (N, T), N, Rule.MATRIX, False, lambda x, _: np.array(x), None, Method("to"), None, None, None, Call(r"\operatorname{cast}")),
     # A tensor's only element, read by the host: a synchronisation.
-    Op("host", Call("host"), (N,), N, Rule.HOST, False, float, None, Method("item"), None, None, Call(r"\operatorname{host}")),
+    Op("host", Call("host"), (N,), N, Rule.HOST, False, float, None, Method("item"), None, None, None, Call(r"\operatorname{host}")),
     # First values of slots.
-    Op("zeros_like", Call("zeros_like"), (N,), N, Rule.INITIAL, True, np.zeros_like, None, Call("torch.zeros_like"), None, None, None),
-    Op("zeros_along", Along("zeros_like"), (N, N), N, Rule.INITIAL_ALONG, False, _zeros_along, None, Call("zeros_along"), None, None, None),
-    Op("full_like", Call("full_like"), (N, N), N, Rule.INITIAL, False, np.full_like, None, Call("torch.full_like"), None, Call("_math.full_like"), Call(r"\operatorname{full}")),
+    Op("zeros_like", Call("zeros_like"), (N,), N, Rule.INITIAL, True, np.zeros_like, None, Call("torch.zeros_like"), None, None, None, None),
+    Op("zeros_along", Along("zeros_like"), (N, N), N, Rule.INITIAL_ALONG, False, _zeros_along, None, Call("zeros_along"), None, None, None, None),
+    Op("full_like", Call("full_like"), (N, N), N, Rule.INITIAL, False, np.full_like, None, Call("torch.full_like"), None, Call("_math.full_like"), Phrase("({1})"), Call(r"\operatorname{full}")),
 )
 # fmt: on
 

@@ -325,7 +325,7 @@ STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """matplotlib's defaults and ours, whatever a user's settings are."""
     import matplotlib
 
@@ -352,7 +352,7 @@ def draw(shown: Sequence[Curve]) -> Figure:
     bodies = [size.height + max(len(_below(p)) for p in row) * (GAP + size.strip) for row in rows]
     cell = LEFT + size.width + RIGHT
     top = sum(heads) + sum(bodies) + (TOP + BOTTOM) * len(rows)
-    with _style():
+    with style():
         figure = Figure(figsize=(columns * cell, top))
         for row, head, body in zip(rows, heads, bodies, strict=True):
             for column, panel in enumerate(row):
@@ -484,7 +484,7 @@ def save(figure: Figure, file: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".optdsl-", dir=file.parent) as staging:
             whole = Path(staging) / file.name
-            with _style():
+            with style():
                 figure.savefig(whole, format=kind, metadata=about[kind])
             os.replace(whole, file)
     except OSError as error:

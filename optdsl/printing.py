@@ -105,6 +105,10 @@ def triton(op: Op) -> Spelling | None:
     return op.triton
 
 
+def c(op: Op) -> Spelling | None:
+    return op.c
+
+
 def source(op: Op) -> Spelling | None:
     """The language's own words; a node that it cannot say is shown as a call."""
     return op.source or Call(op.name)
@@ -144,8 +148,9 @@ def _show(expr: Expr, column: Column, leaf: Leaf) -> tuple[str, Level]:
             space = "" if hugs else " "
             return f"{_fit(left, low)}{space}{symbol}{space}{_fit(right, high)}", level
         case Prefix(symbol=symbol, level=level), [operand]:
-            # -(x**y): as formatters write it.
-            level_inside = Level.ATOM if operand[1] is Level.POWER else level
+            # -(x**y): as formatters write it. -(-x): in C two signs would be one operator.
+            doubled = column is c and operand[0].startswith(symbol)
+            level_inside = Level.ATOM if operand[1] is Level.POWER or doubled else level
             return f"{symbol}{_fit(operand, level_inside)}", level
         case Call(name=name), _:
             return f"{name}({', '.join(text for text, _ in parts)})", Level.ATOM
@@ -208,7 +213,8 @@ def _is_short(part: tuple[str, Level]) -> bool:
 
 def show_spec(spec: Spec) -> str:
     """A spec's program in the language's own words; for people, and for tests of passes."""
-    parts = [("scalars", spec.scalars), ("update", spec.body)]
+    stages = (("stage", stage.body) for stage in spec.stages)
+    parts = [("scalars", spec.scalars), *stages, ("update", spec.body)]
     blocks = [f"{word} {{\n{show_body(body, 1)}\n}}" for word, body in parts if body]
     return "\n".join(blocks)
 

@@ -18,6 +18,7 @@ RUNTIME = {
     "_numbers": ".",
     "scale_": "._foreach",
     **dict.fromkeys(("Optimizer", "Routine", "Row"), "._optimizer"),
+    "precision": "._policy",
     **dict.fromkeys(("Group", "Rows", "Slot"), "._slots"),
     **dict.fromkeys(("as_complex", "as_complex_list", "as_real", "as_real_list"), "._tensors"),
     **dict.fromkeys(("dot", "full_like", "max_abs", "number", "zeros_along"), "._tensors"),
@@ -48,7 +49,9 @@ FROM_TORCH = {
     "torch.optim.swa_utils": ("SWALR",),
 }
 UNLISTED = (RECENT, "EPOCH_DEPRECATION_WARNING", "_LRScheduler")
-# What the runtime of schedules has for users, and in which of its modules.
+# What the runtime of optimizers has for users, and in which of its modules.
+OPTIMIZER_RUNTIME = {"set_default": "_optimizer"}
+# The same of schedules.
 SCHEDULE_RUNTIME = {
     "ChainedScheduler": "_combine",
     "SequentialLR": "_combine",

@@ -53,7 +53,7 @@ def optimizer(unit: Spec) -> tuple[str, ...]:
     source = "not in torch" if theirs is None else str(lines(inspect.getfile(theirs.__init__)))
     base = "" if unit.base is None else f", from {unit.base}"
     code = ROOT / "generated" / f"{unit.name.lower()}.py"
-    kernel = (ROOT / "generated" / "_triton" / code.name).exists() or unit.base is not None
+    kernel = (ROOT / "generated" / "_programs" / code.name).exists() or unit.base is not None
     return (
         link(unit),
         f"{lines(spec_of(unit))}{base}",
@@ -77,7 +77,7 @@ def average(unit: Average) -> tuple[str, ...]:
     functions = [getattr(swa_utils, name) for name in names if hasattr(swa_utils, name)]
     theirs = str(sum(map(source_lines, functions))) if functions else "not in torch"
     code = ROOT / "generated" / "swa_utils" / f"{unit.name.lower()}.py"
-    kernel = (ROOT / "generated" / "_triton" / code.name).exists()
+    kernel = (ROOT / "generated" / "_programs" / code.name).exists()
     emitted = str(lines(code))
     return link(unit), str(lines(spec_of(unit))), theirs, emitted, "yes" if kernel else "-"
 
@@ -90,7 +90,7 @@ def tables() -> dict[str, str]:
     return {
         "optimizers": table(
             ("optimizer", "spec, lines", "torch's file, lines", "emitted, lines", "foreach",
-             "Triton"),
+             "fused"),
             map(optimizer, specs),
         ),
         "schedules": table(
@@ -98,7 +98,7 @@ def tables() -> dict[str, str]:
             map(schedule, schedules),
         ),
         "averages": table(
-            ("average", "spec, lines", "torch's functions, lines", "emitted, lines", "Triton"),
+            ("average", "spec, lines", "torch's functions, lines", "emitted, lines", "fused"),
             map(average, averages),
         ),
     }  # fmt: skip

@@ -20,6 +20,12 @@ SMOOTH = (
 )  # fmt: skip
 # Bit for bit the same everywhere, but a rounding before them can flip them.
 JUMPY = ("sign(T)", "floor(T)", "where(T > T, T, T)", "sign(T + S * T) * T")
+# Reductions of one another, of masks, and whose numbers are operands in their turn.
+NESTED = (
+    "T / (norm(T / (norm(T) + 1)) + 1)", "T - mean(T - mean(T))", "T * mean(T > mean(T))",
+    "where(norm(T) > 3, T / norm(T), T)", "T + sum(T * max_abs(T)) / 90", "T * mean(T * T > S)",
+    "T / max(norm(T), S)", "T * min(max_abs(T), S)", "T + dot(T, T / (norm(T) + 1)) / 40",
+)  # fmt: skip
 
 
 @st.composite

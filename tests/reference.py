@@ -48,6 +48,12 @@ VARIATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
         "initial_accumulator_value": (0, 0.1),
     },
     "Lion": {"weight_decay": (0, 0.1)},
+    "LAMB": {
+        "weight_decay": (0, 0.1),
+        "bounds": ((0, math.inf), (0.5, 2.0)),
+        "adaptive": (False, True),
+    },
+    "LARS": {"weight_decay": (0, 0.1), "momentum": (0, 0.9), "adaptive": (False, True)},
     "Adadelta": {"weight_decay": (0, 0.1), "rho": (0.9, 0.95)},
     "Adamax": {"weight_decay": (0, 0.1)},
     "NAdam": {
@@ -78,7 +84,12 @@ VARIATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
 SHIPPED = tuple(name for name in VARIATIONS if hasattr(generated, name))
 IN_TORCH = tuple(name for name in SHIPPED if hasattr(torch.optim, name))
 # Variations whose falsy value is not the default.
-NOT_DEFAULT = {"AdamW": ("weight_decay",), "Muon": ("weight_decay", "nesterov")}
+NOT_DEFAULT = {
+    "AdamW": ("weight_decay",),
+    "Muon": ("weight_decay", "nesterov"),
+    "LAMB": ("weight_decay", "adaptive"),
+    "LARS": ("weight_decay", "momentum", "adaptive"),
+}
 
 # The dtypes that torch refuses, or in LBFGS's line search overflows in.
 NOT_TAKEN = {
@@ -98,6 +109,8 @@ SECOND_GROUP: dict[str, dict[str, Any]] = {
     "RMSprop": {"alpha": 0.9, "eps": 1e-6},
     "Adagrad": {"eps": 1e-7},
     "Lion": {"betas": (0.8, 0.95)},
+    "LAMB": {"betas": (0.8, 0.95), "eps": 1e-3},
+    "LARS": {"trust_coefficient": 0.1},
     "Adadelta": {"eps": 1e-5},
     "Adamax": {"betas": (0.8, 0.95), "eps": 1e-6},
     "NAdam": {"betas": (0.8, 0.95), "eps": 1e-6},

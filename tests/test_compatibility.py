@@ -398,3 +398,35 @@ def test_a_default_device_is_not_the_parameters(name: str) -> None:
         if package is generated:
             assert param.device.type == "cpu"
             assert (param < 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("momentum", [0, 0.9])
+def test_fused_sgd_moves_parameters_of_16_bits(momentum: float, dtype: torch.dtype) -> None:
+    """torch's kernel moves the last `numel % 16` elements only."""
+    found = []
+    for package in (torch.optim, generated):
+        param = torch.ones(67, dtype=dtype)
+        param.grad = torch.full_like(param, 0.5)
+        package.SGD([param], lr=0.25, momentum=momentum, fused=True).step()
+        found.append(param.tolist())
+    assert found == [[1.0] * 64 + [0.875] * 3, [0.875] * 67]
+
+
+def test_fused_adagrad_reads_its_rate_as_exactly_as_it_is_given() -> None:
+    """torch's kernel rounds it to bfloat16 where parameters are. Both are held against a step in
+    float32, rounded."""
+    torch.manual_seed(0)
+    start, grad = torch.randn(4096).bfloat16(), torch.randn(4096).bfloat16()
+    exact = start.float()
+    exact.grad = grad.float()
+    torch.optim.Adagrad([exact], lr=0.01, fused=True).step()
+    differing = []
+    for package in (torch.optim, generated):
+        param = start.clone()
+        param.grad = grad
+        package.Adagrad([param], lr=0.01, fused=True).step()
+        differing.append(int((param != exact.bfloat16()).sum()))
+    theirs, ours = differing
+    assert theirs > 10
+    assert ours == 0

@@ -78,9 +78,10 @@ def test_readme_shows_the_shipped_lion() -> None:
     assert shown == [(ROOT / "specs/optimizers/lion.opt").read_text(encoding="utf-8")]
 
 
-def test_the_page_on_schedules_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    code = "".join(t for _, info, t in fences(ROOT / "docs" / "schedules.md") if info == "python")
-    exec(compile(code, "docs/schedules.md", "exec"), {})
+@pytest.mark.parametrize("page", ["schedules.md", "precision.md"])
+def test_pages_on_use_print_what_they_say(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "".join(t for _, info, t in fences(ROOT / "docs" / page) if info == "python")
+    exec(compile(code, f"docs/{page}", "exec"), {})
     said = re.findall(r"^print\(.*\)  # (.+)$", code, re.MULTILINE)
     assert len(said) == code.count("print(")
     assert capsys.readouterr().out.splitlines() == said
@@ -130,7 +131,7 @@ def test_tests_that_the_compatibility_page_names_exist() -> None:
     named = set(re.findall(r"`(test_\w+)`", lines.COMPATIBILITY.read_text(encoding="utf-8")))
     assert len(named) >= 20
     defined: set[str] = set()
-    for file in (ROOT / "tests").glob("test_*.py"):
+    for file in (ROOT / "tests").rglob("test_*.py"):
         defined |= set(re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.M))
     assert named - defined == set()
     compatibility = (ROOT / "tests" / "test_compatibility.py").read_text(encoding="utf-8")

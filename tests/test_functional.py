@@ -52,12 +52,16 @@ DTYPES = (torch.float32, torch.float64, torch.complex64)
 ULPS = 32
 
 
+# Muon takes matrices; the momentum of a single number is a sum that may cancel, here that of LARS.
+SHAPES = {"Muon": ((4, 3), (2, 6)), "LARS": ((9,), (2, 3))}
+
+
 def problem(
     name: str, dtype: torch.dtype = torch.float32, steps: int = 8
 ) -> tuple[list[Tensor], list[list[Tensor]]]:
     """Parameters, and a gradient of each for every step."""
     generator = torch.Generator().manual_seed(1)
-    shapes = ((4, 3), (2, 6)) if name == "Muon" else ((), (9,), (2, 3))
+    shapes = SHAPES.get(name, ((), (9,), (2, 3)))
     params = [random(generator, dtype, *shape) for shape in shapes]
     return params, [[random(generator, dtype, *s) for s in shapes] for _ in range(steps)]
 
@@ -323,12 +327,13 @@ def test_gradients_flow_to_parameter_gradient_and_slots(
 NUMBERS = {
     "lr": 0.1, "eps": 1e-2, "weight_decay": 0.05, "momentum": 0.8, "dampening": 0.1, "alpha": 0.7,
     "lr_decay": 0.1, "initial_accumulator_value": 0.5, "lambd": 0.1, "t0": 0.5, "beta2": 0.9,
-    "momentum_decay": 0.1, "step_size_max": 0.13, "d": 1.5, "eps2": 1e-2,
+    "momentum_decay": 0.1, "step_size_max": 0.13, "d": 1.5, "eps2": 1e-2, "lower": 0.1,
+    "upper": 3.0,
 }  # fmt: skip
 # What only decides a sign, is a bound that is not met, or reaches the average alone.
 WITHOUT_EFFECT = {
     ("Lion", "beta1"), ("Lion", "beta2"), ("Rprop", "step_size_min"), ("Adafactor", "eps2"),
-    ("Adafactor", "d"), ("ASGD", "t0"),
+    ("Adafactor", "d"), ("ASGD", "t0"), ("LAMB", "lower"),
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {"RMSprop": {"centered": True}}
 

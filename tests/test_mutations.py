@@ -90,7 +90,8 @@ def lower_all(text: str) -> None:
             if part is not None and target.path is not None:
                 path = target.path(unit)
                 emitted[path] = emitted.get(path, "") + part
-        for path, code in emitted.items():
+        python = {path: code for path, code in emitted.items() if str(path).endswith(".py")}
+        for path, code in python.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SyntaxWarning)  # `1 is 2`-like nonsense is theirs
                 compile(code, str(path), "exec")

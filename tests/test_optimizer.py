@@ -30,7 +30,7 @@ from torch.optim.lr_scheduler import (
 
 import generated
 from optdsl import build, interpret, pipeline
-from optdsl.ir import FLAGS, Base, Spec
+from optdsl.ir import FLAGS, POLICIES, Base, Spec
 from optdsl.pipeline import shipped_library
 from tests.reference import (
     BY_CLOSURE,
@@ -114,7 +114,7 @@ def test_signature_is_torchs_with_keyword_only_flags_added(name: str) -> None:
     added = [p for n, p in ours.items() if n not in theirs]
     assert {n: p for n, p in ours.items() if n in theirs} == theirs
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in added)
-    assert {p.name for p in added} <= set(FLAGS)
+    assert {p.name for p in added} <= {*FLAGS, *POLICIES}
 
     positional = [
         [n for n, p in signature.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
@@ -507,6 +507,19 @@ def test_each_parameter_counts_the_steps_that_it_had_a_gradient_in(
             param.grad = None if index % divisor else torch.ones(2)
         optimizer.step()
     assert [optimizer.state[p]["step"].item() for p in params] == [6, 3, 2, 2]
+
+
+@paths
+def test_parameters_of_several_dtypes_count_together(foreach: bool) -> None:
+    """They are updated in batches, and their numbers lie in one vector."""
+    params = [torch.ones(2, dtype=dtype) for dtype in (torch.float32, torch.float64)] * 2
+    params = [param.clone() for param in params]
+    optimizer = generated.NAdam(params, foreach=foreach)
+    for steps in (1, 2):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        assert [optimizer.state[p]["step"].item() for p in params] == [steps] * 4
 
 
 @paths
@@ -953,7 +966,12 @@ def test_what_is_merely_unusual_passes_as_in_torch(name: str, options: dict[str,
 # How messages about a value begin.
 MESSAGES = "Invalid|should be|breaks the condition|must be"
 # An infinite limit is no limit; these are all hyperparameters for which infinity has a meaning.
-MAY_BE_INFINITE = {"Adafactor": {"d"}, "ASGD": {"t0"}, "Rprop": {"step_size_max"}}
+MAY_BE_INFINITE = {
+    "Adafactor": {"d"},
+    "ASGD": {"t0"},
+    "LAMB": {"upper"},
+    "Rprop": {"step_size_max"},
+}
 
 
 def numbers_of_spec(name: str) -> Iterator[tuple[str, dict[str, Any]]]:

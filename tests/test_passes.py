@@ -34,6 +34,7 @@ from optdsl.passes import (
     hoist_scalars,
     lower_descend,
     optimise,
+    stages,
 )
 from optdsl.passes.liveness import needed_copies
 from optdsl.passes.specialise import specialise
@@ -45,7 +46,8 @@ from optdsl.targets import triton
 
 FOLDER = Path(__file__).parent / "passes"
 REWRITES: dict[str, Callable[[Spec], Spec]] = {
-    p.__name__: p for p in (lower_descend, contract, drop_unused, hoist_scalars, branches_to_where)
+    p.__name__: p
+    for p in (lower_descend, contract, drop_unused, hoist_scalars, stages, branches_to_where)
 }
 SHIPPED = [u for u in shipped_library().units if isinstance(u, Spec)]
 

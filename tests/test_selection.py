@@ -21,7 +21,7 @@ from optdsl.parse import parse
 from optdsl.resolve import resolve
 from optdsl.source import Source
 from optdsl.targets import eager, foreach
-from tests.random_specs import JUMPY, SMOOTH, updates
+from tests.random_specs import JUMPY, NESTED, SMOOTH, updates
 
 SIZE = 37
 QUICK = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=150)
@@ -102,7 +102,7 @@ dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.fl
 
 
 @QUICK
-@given(updates(SMOOTH + JUMPY), st.booleans(), dtypes)
+@given(updates(SMOOTH + JUMPY + NESTED), st.booleans(), dtypes)
 def test_eager_and_foreach_give_the_same_bits_on_random_updates(
     text: str, flag: bool, dtype: torch.dtype
 ) -> None:
@@ -118,7 +118,7 @@ def test_eager_means_what_the_interpreter_computes_on_random_updates(text: str, 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @LONG
-@given(updates(SMOOTH + JUMPY), st.booleans(), dtypes)
+@given(updates(SMOOTH + JUMPY + NESTED), st.booleans(), dtypes)
 def test_eager_and_foreach_give_the_same_bits_on_many_random_updates(
     text: str, flag: bool, dtype: torch.dtype
 ) -> None:

@@ -4,52 +4,15 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Adadelta for all tensors in one launch. `_fused` prepares the tables and calls what stands here."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._slots import Group
-from . import _math
-
-# The tensors behind the gradient in the table of tensors.
-SLOTS = ("square_avg", "acc_delta")
-SCALAR_SLOTS = ("step",)
-# What the kernel is specialised by: options, slots that may be absent, and the entries of a group
-# that decide about both.
-OPTIONS = ()
-OPTIONAL_SLOTS = ()
-DECIDING = ()
-# Numbers in a row of the table, and in a row of inputs.
-COLUMNS = 7
-INPUTS = 4
-
-
-def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
-    """What the scalar program reads besides the scalar slots."""
-    return (group["lr"], group["rho"], group["eps"], group["weight_decay"])
-
-
-def scalars(
-    lr: float,
-    rho: float,
-    eps: float,
-    weight_decay: float,
-    step: float,
-) -> tuple[float, ...]:
-    """A row of the table: the numbers that the kernel reads, then the scalar slots' new values."""
-    # step += 1
-    step = _math.single(step + 1)
-    weight_decay_ne_zero = weight_decay != 0
-    one_minus_rho = 1 - rho
-    minus_lr = -lr
-    return (weight_decay, weight_decay_ne_zero, rho, one_minus_rho, eps, minus_lr, step)
+from . import _math, _precision
 
 
 @triton.jit(do_not_specialize=["COUNT"])
 def prologue(TENSORS, GIVEN, TABLE, COUNT):
-    """The same as `scalars`, on the device: a program per tensor writes that tensor's row."""
+    """The scalar program on the device: a program per tensor writes that tensor's row."""
     tensor = TENSORS + tl.program_id(0)
     row = TABLE + tl.load(tensor + 2 * COUNT) * 7
     given = GIVEN + tl.load(tensor + 3 * COUNT) * 4
@@ -79,15 +42,20 @@ def _block(
     grad_at,
     square_avg_at,
     acc_delta_at,
+    tensor,
     row,
     offset,
     remaining,
+    COUNT,
     GRAD_SCALE,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     SQUARE_AVG_TYPE: tl.constexpr,
     ACC_DELTA_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -108,12 +76,38 @@ def _block(
     mask = lanes < remaining
     param_at = _math.pointer(param_at, PARAM_TYPE, ALIGNED) + offset + lanes
     param = tl.load(param_at, mask=mask, other=0.0).to(COMPUTE)
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.read_param(
+            param,
+            tensor + 9 * COUNT,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     grad_at = _math.pointer(grad_at, GRAD_TYPE, ALIGNED) + offset + lanes
     grad = tl.load(grad_at, mask=mask, other=0.0).to(COMPUTE)
     square_avg_at = _math.pointer(square_avg_at, SQUARE_AVG_TYPE, ALIGNED) + offset + lanes
     square_avg = tl.load(square_avg_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        square_avg = _precision.read_slot(
+            square_avg,
+            tensor + 10 * COUNT,
+            offset,
+            remaining,
+            SQUARE_AVG_TYPE,
+        )
     acc_delta_at = _math.pointer(acc_delta_at, ACC_DELTA_TYPE, ALIGNED) + offset + lanes
     acc_delta = tl.load(acc_delta_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        acc_delta = _precision.read_slot(
+            acc_delta,
+            tensor + 11 * COUNT,
+            offset,
+            remaining,
+            ACC_DELTA_TYPE,
+        )
     if GRAD_SCALE is not None:
         grad = grad * _math.div(1.0, tl.load(GRAD_SCALE)).to(COMPUTE)
     if MAXIMIZE:
@@ -133,8 +127,42 @@ def _block(
     # descend lr * delta
     param = _math.add_scaled(param, delta, minus_lr)
 
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.write_param(
+            param,
+            tensor + 9 * COUNT,
+            tensor + 12 * COUNT,
+            DRAW,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     tl.store(param_at, param.to(PARAM_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        square_avg = _precision.write_slot(
+            square_avg,
+            tensor + 10 * COUNT,
+            tensor + 12 * COUNT,
+            DRAW,
+            1,
+            offset,
+            remaining,
+            SQUARE_AVG_TYPE,
+        )
     tl.store(square_avg_at, square_avg.to(SQUARE_AVG_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        acc_delta = _precision.write_slot(
+            acc_delta,
+            tensor + 11 * COUNT,
+            tensor + 12 * COUNT,
+            DRAW,
+            2,
+            offset,
+            remaining,
+            ACC_DELTA_TYPE,
+        )
     tl.store(acc_delta_at, acc_delta.to(ACC_DELTA_TYPE), mask=mask)
 
 
@@ -146,11 +174,14 @@ def update(
     COUNT,
     GRAD_SCALE,
     FOUND_INF,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     SQUARE_AVG_TYPE: tl.constexpr,
     ACC_DELTA_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -178,6 +209,8 @@ def update(
         step_at = _math.pointer(tl.load(tensor + 8 * COUNT), tl.float32, False)
         tl.store(step_at, tl.load(row + 6).to(tl.float32))
     addresses = param_at | grad_at | square_avg_at | acc_delta_at
+    if PARAM_ROUNDING != "nearest":
+        addresses |= tl.load(tensor + 9 * COUNT)
 
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
@@ -185,15 +218,20 @@ def update(
             grad_at,
             square_avg_at,
             acc_delta_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             SQUARE_AVG_TYPE,
             ACC_DELTA_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             True,
             VECTOR,
@@ -205,15 +243,20 @@ def update(
             grad_at,
             square_avg_at,
             acc_delta_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             SQUARE_AVG_TYPE,
             ACC_DELTA_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             False,
             VECTOR,

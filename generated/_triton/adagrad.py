@@ -4,52 +4,15 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Adagrad for all tensors in one launch. `_fused` prepares the tables and calls what stands here."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._slots import Group
-from . import _math
-
-# The tensors behind the gradient in the table of tensors.
-SLOTS = ("sum",)
-SCALAR_SLOTS = ("step",)
-# What the kernel is specialised by: options, slots that may be absent, and the entries of a group
-# that decide about both.
-OPTIONS = ()
-OPTIONAL_SLOTS = ()
-DECIDING = ()
-# Numbers in a row of the table, and in a row of inputs.
-COLUMNS = 5
-INPUTS = 4
-
-
-def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
-    """What the scalar program reads besides the scalar slots."""
-    return (group["lr"], group["lr_decay"], group["weight_decay"], group["eps"])
-
-
-def scalars(
-    lr: float,
-    lr_decay: float,
-    weight_decay: float,
-    eps: float,
-    step: float,
-) -> tuple[float, ...]:
-    """A row of the table: the numbers that the kernel reads, then the scalar slots' new values."""
-    # step += 1
-    step = _math.single(step + 1)
-    weight_decay_ne_zero = weight_decay != 0
-    rate = lr / (1 + (step - 1) * lr_decay)
-    minus_rate = -rate
-    return (weight_decay, weight_decay_ne_zero, eps, minus_rate, step)
+from . import _math, _precision
 
 
 @triton.jit(do_not_specialize=["COUNT"])
 def prologue(TENSORS, GIVEN, TABLE, COUNT):
-    """The same as `scalars`, on the device: a program per tensor writes that tensor's row."""
+    """The scalar program on the device: a program per tensor writes that tensor's row."""
     tensor = TENSORS + tl.program_id(0)
     row = TABLE + tl.load(tensor + 2 * COUNT) * 5
     given = GIVEN + tl.load(tensor + 3 * COUNT) * 4
@@ -77,14 +40,19 @@ def _block(
     param_at,
     grad_at,
     sum_at,
+    tensor,
     row,
     offset,
     remaining,
+    COUNT,
     GRAD_SCALE,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     SUM_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -103,10 +71,22 @@ def _block(
     mask = lanes < remaining
     param_at = _math.pointer(param_at, PARAM_TYPE, ALIGNED) + offset + lanes
     param = tl.load(param_at, mask=mask, other=0.0).to(COMPUTE)
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.read_param(
+            param,
+            tensor + 8 * COUNT,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     grad_at = _math.pointer(grad_at, GRAD_TYPE, ALIGNED) + offset + lanes
     grad = tl.load(grad_at, mask=mask, other=0.0).to(COMPUTE)
     sum_at = _math.pointer(sum_at, SUM_TYPE, ALIGNED) + offset + lanes
     sum = tl.load(sum_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        sum = _precision.read_slot(sum, tensor + 9 * COUNT, offset, remaining, SUM_TYPE)
     if GRAD_SCALE is not None:
         grad = grad * _math.div(1.0, tl.load(GRAD_SCALE)).to(COMPUTE)
     if MAXIMIZE:
@@ -122,7 +102,30 @@ def _block(
     # descend rate * grad / denom
     param = _math.addcdiv(param, grad, denom, minus_rate)
 
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.write_param(
+            param,
+            tensor + 8 * COUNT,
+            tensor + 10 * COUNT,
+            DRAW,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     tl.store(param_at, param.to(PARAM_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        sum = _precision.write_slot(
+            sum,
+            tensor + 9 * COUNT,
+            tensor + 10 * COUNT,
+            DRAW,
+            1,
+            offset,
+            remaining,
+            SUM_TYPE,
+        )
     tl.store(sum_at, sum.to(SUM_TYPE), mask=mask)
 
 
@@ -134,10 +137,13 @@ def update(
     COUNT,
     GRAD_SCALE,
     FOUND_INF,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     SUM_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -164,20 +170,27 @@ def update(
         step_at = _math.pointer(tl.load(tensor + 7 * COUNT), tl.float32, False)
         tl.store(step_at, tl.load(row + 4).to(tl.float32))
     addresses = param_at | grad_at | sum_at
+    if PARAM_ROUNDING != "nearest":
+        addresses |= tl.load(tensor + 8 * COUNT)
 
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
             param_at,
             grad_at,
             sum_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             SUM_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             True,
             VECTOR,
@@ -188,14 +201,19 @@ def update(
             param_at,
             grad_at,
             sum_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             SUM_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             False,
             VECTOR,

@@ -4,70 +4,15 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Adam for all tensors in one launch. `_fused` prepares the tables and calls what stands here."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._slots import Group
-from . import _math
-
-# The tensors behind the gradient in the table of tensors.
-SLOTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-SCALAR_SLOTS = ("step",)
-# What the kernel is specialised by: options, slots that may be absent, and the entries of a group
-# that decide about both.
-OPTIONS = ("amsgrad", "decoupled_weight_decay")
-OPTIONAL_SLOTS = ()
-DECIDING = ("amsgrad", "decoupled_weight_decay")
-# Numbers in a row of the table, and in a row of inputs.
-COLUMNS = 10
-INPUTS = 5
-
-
-def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
-    """What the scalar program reads besides the scalar slots."""
-    return (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-
-
-def scalars(
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    step: float,
-) -> tuple[float, ...]:
-    """A row of the table: the numbers that the kernel reads, then the scalar slots' new values."""
-    # step += 1
-    step = _math.single(step + 1)
-    one_minus_lr_times_weight_decay = 1 - lr * weight_decay
-    weight_decay_ne_zero = weight_decay != 0
-    one_minus_beta1 = 1 - beta1
-    one_minus_beta2 = 1 - beta2
-    bias_correction1 = 1 - beta1**step
-    bias_correction2 = 1 - beta2**step
-    step_size = lr / bias_correction1
-    bias_correction2_pow_half = bias_correction2**0.5
-    minus_step_size = -step_size
-    return (
-        one_minus_lr_times_weight_decay,
-        weight_decay,
-        weight_decay_ne_zero,
-        one_minus_beta1,
-        beta2,
-        one_minus_beta2,
-        bias_correction2_pow_half,
-        eps,
-        minus_step_size,
-        step,
-    )
+from . import _math, _precision
 
 
 @triton.jit(do_not_specialize=["COUNT"])
 def prologue(TENSORS, GIVEN, TABLE, COUNT):
-    """The same as `scalars`, on the device: a program per tensor writes that tensor's row."""
+    """The scalar program on the device: a program per tensor writes that tensor's row."""
     tensor = TENSORS + tl.program_id(0)
     row = TABLE + tl.load(tensor + 2 * COUNT) * 10
     given = GIVEN + tl.load(tensor + 3 * COUNT) * 5
@@ -111,10 +56,13 @@ def _block(
     exp_avg_at,
     exp_avg_sq_at,
     max_exp_avg_sq_at,
+    tensor,
     row,
     offset,
     remaining,
+    COUNT,
     GRAD_SCALE,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
@@ -123,6 +71,8 @@ def _block(
     MAX_EXP_AVG_SQ_TYPE: tl.constexpr,
     AMSGRAD: tl.constexpr,
     DECOUPLED_WEIGHT_DECAY: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -146,17 +96,51 @@ def _block(
     mask = lanes < remaining
     param_at = _math.pointer(param_at, PARAM_TYPE, ALIGNED) + offset + lanes
     param = tl.load(param_at, mask=mask, other=0.0).to(COMPUTE)
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.read_param(
+            param,
+            tensor + 10 * COUNT,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     grad_at = _math.pointer(grad_at, GRAD_TYPE, ALIGNED) + offset + lanes
     grad = tl.load(grad_at, mask=mask, other=0.0).to(COMPUTE)
     exp_avg_at = _math.pointer(exp_avg_at, EXP_AVG_TYPE, ALIGNED) + offset + lanes
     exp_avg = tl.load(exp_avg_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        exp_avg = _precision.read_slot(
+            exp_avg,
+            tensor + 11 * COUNT,
+            offset,
+            remaining,
+            EXP_AVG_TYPE,
+        )
     exp_avg_sq_at = _math.pointer(exp_avg_sq_at, EXP_AVG_SQ_TYPE, ALIGNED) + offset + lanes
     exp_avg_sq = tl.load(exp_avg_sq_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        exp_avg_sq = _precision.read_slot(
+            exp_avg_sq,
+            tensor + 12 * COUNT,
+            offset,
+            remaining,
+            EXP_AVG_SQ_TYPE,
+        )
     if AMSGRAD:
         max_exp_avg_sq_at = (
             _math.pointer(max_exp_avg_sq_at, MAX_EXP_AVG_SQ_TYPE, ALIGNED) + offset + lanes
         )
         max_exp_avg_sq = tl.load(max_exp_avg_sq_at, mask=mask, other=0.0).to(COMPUTE)
+        if SLOT_ROUNDING != "nearest":
+            max_exp_avg_sq = _precision.read_slot(
+                max_exp_avg_sq,
+                tensor + 13 * COUNT,
+                offset,
+                remaining,
+                MAX_EXP_AVG_SQ_TYPE,
+            )
     if GRAD_SCALE is not None:
         grad = grad * _math.div(1.0, tl.load(GRAD_SCALE)).to(COMPUTE)
     if MAXIMIZE:
@@ -185,10 +169,55 @@ def _block(
     # descend step_size * exp_avg / denom
     param = _math.addcdiv(param, exp_avg, denom, minus_step_size)
 
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.write_param(
+            param,
+            tensor + 10 * COUNT,
+            tensor + 14 * COUNT,
+            DRAW,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     tl.store(param_at, param.to(PARAM_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        exp_avg = _precision.write_slot(
+            exp_avg,
+            tensor + 11 * COUNT,
+            tensor + 14 * COUNT,
+            DRAW,
+            1,
+            offset,
+            remaining,
+            EXP_AVG_TYPE,
+        )
     tl.store(exp_avg_at, exp_avg.to(EXP_AVG_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        exp_avg_sq = _precision.write_slot(
+            exp_avg_sq,
+            tensor + 12 * COUNT,
+            tensor + 14 * COUNT,
+            DRAW,
+            2,
+            offset,
+            remaining,
+            EXP_AVG_SQ_TYPE,
+        )
     tl.store(exp_avg_sq_at, exp_avg_sq.to(EXP_AVG_SQ_TYPE), mask=mask)
     if AMSGRAD:
+        if SLOT_ROUNDING != "nearest":
+            max_exp_avg_sq = _precision.write_slot(
+                max_exp_avg_sq,
+                tensor + 13 * COUNT,
+                tensor + 14 * COUNT,
+                DRAW,
+                3,
+                offset,
+                remaining,
+                MAX_EXP_AVG_SQ_TYPE,
+            )
         tl.store(max_exp_avg_sq_at, max_exp_avg_sq.to(MAX_EXP_AVG_SQ_TYPE), mask=mask)
 
 
@@ -200,6 +229,7 @@ def update(
     COUNT,
     GRAD_SCALE,
     FOUND_INF,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
@@ -208,6 +238,8 @@ def update(
     MAX_EXP_AVG_SQ_TYPE: tl.constexpr,
     AMSGRAD: tl.constexpr,
     DECOUPLED_WEIGHT_DECAY: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -236,6 +268,8 @@ def update(
         step_at = _math.pointer(tl.load(tensor + 9 * COUNT), tl.float32, False)
         tl.store(step_at, tl.load(row + 9).to(tl.float32))
     addresses = param_at | grad_at | exp_avg_at | exp_avg_sq_at | max_exp_avg_sq_at
+    if PARAM_ROUNDING != "nearest":
+        addresses |= tl.load(tensor + 10 * COUNT)
 
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
@@ -244,10 +278,13 @@ def update(
             exp_avg_at,
             exp_avg_sq_at,
             max_exp_avg_sq_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
@@ -256,6 +293,8 @@ def update(
             MAX_EXP_AVG_SQ_TYPE,
             AMSGRAD,
             DECOUPLED_WEIGHT_DECAY,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             True,
             VECTOR,
@@ -268,10 +307,13 @@ def update(
             exp_avg_at,
             exp_avg_sq_at,
             max_exp_avg_sq_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
@@ -280,6 +322,8 @@ def update(
             MAX_EXP_AVG_SQ_TYPE,
             AMSGRAD,
             DECOUPLED_WEIGHT_DECAY,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             False,
             VECTOR,

@@ -4,62 +4,15 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Adamax for all tensors in one launch. `_fused` prepares the tables and calls what stands here."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._slots import Group
-from . import _math
-
-# The tensors behind the gradient in the table of tensors.
-SLOTS = ("exp_avg", "exp_inf")
-SCALAR_SLOTS = ("step",)
-# What the kernel is specialised by: options, slots that may be absent, and the entries of a group
-# that decide about both.
-OPTIONS = ()
-OPTIONAL_SLOTS = ()
-DECIDING = ()
-# Numbers in a row of the table, and in a row of inputs.
-COLUMNS = 7
-INPUTS = 5
-
-
-def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
-    """What the scalar program reads besides the scalar slots."""
-    return (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
-
-
-def scalars(
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    step: float,
-) -> tuple[float, ...]:
-    """A row of the table: the numbers that the kernel reads, then the scalar slots' new values."""
-    # step += 1
-    step = _math.single(step + 1)
-    weight_decay_ne_zero = weight_decay != 0
-    one_minus_beta1 = 1 - beta1
-    bias_correction = 1 - beta1**step
-    minus_lr_over_bias_correction = -(lr / bias_correction)
-    return (
-        weight_decay,
-        weight_decay_ne_zero,
-        one_minus_beta1,
-        beta2,
-        eps,
-        minus_lr_over_bias_correction,
-        step,
-    )
+from . import _math, _precision
 
 
 @triton.jit(do_not_specialize=["COUNT"])
 def prologue(TENSORS, GIVEN, TABLE, COUNT):
-    """The same as `scalars`, on the device: a program per tensor writes that tensor's row."""
+    """The scalar program on the device: a program per tensor writes that tensor's row."""
     tensor = TENSORS + tl.program_id(0)
     row = TABLE + tl.load(tensor + 2 * COUNT) * 7
     given = GIVEN + tl.load(tensor + 3 * COUNT) * 5
@@ -92,15 +45,20 @@ def _block(
     grad_at,
     exp_avg_at,
     exp_inf_at,
+    tensor,
     row,
     offset,
     remaining,
+    COUNT,
     GRAD_SCALE,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     EXP_AVG_TYPE: tl.constexpr,
     EXP_INF_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -121,12 +79,38 @@ def _block(
     mask = lanes < remaining
     param_at = _math.pointer(param_at, PARAM_TYPE, ALIGNED) + offset + lanes
     param = tl.load(param_at, mask=mask, other=0.0).to(COMPUTE)
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.read_param(
+            param,
+            tensor + 9 * COUNT,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     grad_at = _math.pointer(grad_at, GRAD_TYPE, ALIGNED) + offset + lanes
     grad = tl.load(grad_at, mask=mask, other=0.0).to(COMPUTE)
     exp_avg_at = _math.pointer(exp_avg_at, EXP_AVG_TYPE, ALIGNED) + offset + lanes
     exp_avg = tl.load(exp_avg_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        exp_avg = _precision.read_slot(
+            exp_avg,
+            tensor + 10 * COUNT,
+            offset,
+            remaining,
+            EXP_AVG_TYPE,
+        )
     exp_inf_at = _math.pointer(exp_inf_at, EXP_INF_TYPE, ALIGNED) + offset + lanes
     exp_inf = tl.load(exp_inf_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        exp_inf = _precision.read_slot(
+            exp_inf,
+            tensor + 11 * COUNT,
+            offset,
+            remaining,
+            EXP_INF_TYPE,
+        )
     if GRAD_SCALE is not None:
         grad = grad * _math.div(1.0, tl.load(GRAD_SCALE)).to(COMPUTE)
     if MAXIMIZE:
@@ -142,8 +126,42 @@ def _block(
     # descend lr / bias_correction * exp_avg / exp_inf
     param = _math.addcdiv(param, exp_avg, exp_inf, minus_lr_over_bias_correction)
 
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.write_param(
+            param,
+            tensor + 9 * COUNT,
+            tensor + 12 * COUNT,
+            DRAW,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     tl.store(param_at, param.to(PARAM_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        exp_avg = _precision.write_slot(
+            exp_avg,
+            tensor + 10 * COUNT,
+            tensor + 12 * COUNT,
+            DRAW,
+            1,
+            offset,
+            remaining,
+            EXP_AVG_TYPE,
+        )
     tl.store(exp_avg_at, exp_avg.to(EXP_AVG_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        exp_inf = _precision.write_slot(
+            exp_inf,
+            tensor + 11 * COUNT,
+            tensor + 12 * COUNT,
+            DRAW,
+            2,
+            offset,
+            remaining,
+            EXP_INF_TYPE,
+        )
     tl.store(exp_inf_at, exp_inf.to(EXP_INF_TYPE), mask=mask)
 
 
@@ -155,11 +173,14 @@ def update(
     COUNT,
     GRAD_SCALE,
     FOUND_INF,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     EXP_AVG_TYPE: tl.constexpr,
     EXP_INF_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -187,6 +208,8 @@ def update(
         step_at = _math.pointer(tl.load(tensor + 8 * COUNT), tl.float32, False)
         tl.store(step_at, tl.load(row + 6).to(tl.float32))
     addresses = param_at | grad_at | exp_avg_at | exp_inf_at
+    if PARAM_ROUNDING != "nearest":
+        addresses |= tl.load(tensor + 9 * COUNT)
 
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
@@ -194,15 +217,20 @@ def update(
             grad_at,
             exp_avg_at,
             exp_inf_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             EXP_AVG_TYPE,
             EXP_INF_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             True,
             VECTOR,
@@ -214,15 +242,20 @@ def update(
             grad_at,
             exp_avg_at,
             exp_inf_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             EXP_AVG_TYPE,
             EXP_INF_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             False,
             VECTOR,

@@ -4,71 +4,15 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """ASGD for all tensors in one launch. `_fused` prepares the tables and calls what stands here."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._slots import Group
-from . import _math
-
-# The tensors behind the gradient in the table of tensors.
-SLOTS = ("ax",)
-SCALAR_SLOTS = ("step", "eta", "mu")
-# What the kernel is specialised by: options, slots that may be absent, and the entries of a group
-# that decide about both.
-OPTIONS = ()
-OPTIONAL_SLOTS = ()
-DECIDING = ()
-# Numbers in a row of the table, and in a row of inputs.
-COLUMNS = 9
-INPUTS = 5
-
-
-def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
-    """What the scalar program reads besides the scalar slots."""
-    return (group["lr"], group["lambd"], group["alpha"], group["t0"], group["weight_decay"])
-
-
-def scalars(
-    lr: float,
-    lambd: float,
-    alpha: float,
-    t0: float,
-    weight_decay: float,
-    step: float,
-    eta: float,
-    mu: float,
-) -> tuple[float, ...]:
-    """A row of the table: the numbers that the kernel reads, then the scalar slots' new values."""
-    # step += 1
-    step = _math.single(step + 1)
-    weight_decay_ne_zero = weight_decay != 0
-    one_minus_lambd_times_eta = 1 - lambd * eta
-    minus_eta = -eta
-    mu_eq_one = mu == 1
-    mu_now = mu
-    # eta = lr / (1 + lambd * lr * step) ** alpha
-    eta = _math.single(lr / (1 + lambd * lr * step) ** alpha)
-    # mu = 1 / max(1, step - t0)
-    mu = _math.single(1 / max(1, step - t0))
-    return (
-        weight_decay,
-        weight_decay_ne_zero,
-        one_minus_lambd_times_eta,
-        minus_eta,
-        mu_eq_one,
-        mu_now,
-        step,
-        eta,
-        mu,
-    )
+from . import _math, _precision
 
 
 @triton.jit(do_not_specialize=["COUNT"])
 def prologue(TENSORS, GIVEN, TABLE, COUNT):
-    """The same as `scalars`, on the device: a program per tensor writes that tensor's row."""
+    """The scalar program on the device: a program per tensor writes that tensor's row."""
     tensor = TENSORS + tl.program_id(0)
     row = TABLE + tl.load(tensor + 2 * COUNT) * 9
     given = GIVEN + tl.load(tensor + 3 * COUNT) * 5
@@ -110,14 +54,19 @@ def _block(
     param_at,
     grad_at,
     ax_at,
+    tensor,
     row,
     offset,
     remaining,
+    COUNT,
     GRAD_SCALE,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     AX_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -138,10 +87,22 @@ def _block(
     mask = lanes < remaining
     param_at = _math.pointer(param_at, PARAM_TYPE, ALIGNED) + offset + lanes
     param = tl.load(param_at, mask=mask, other=0.0).to(COMPUTE)
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.read_param(
+            param,
+            tensor + 10 * COUNT,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     grad_at = _math.pointer(grad_at, GRAD_TYPE, ALIGNED) + offset + lanes
     grad = tl.load(grad_at, mask=mask, other=0.0).to(COMPUTE)
     ax_at = _math.pointer(ax_at, AX_TYPE, ALIGNED) + offset + lanes
     ax = tl.load(ax_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        ax = _precision.read_slot(ax, tensor + 11 * COUNT, offset, remaining, AX_TYPE)
     if GRAD_SCALE is not None:
         grad = grad * _math.div(1.0, tl.load(GRAD_SCALE)).to(COMPUTE)
     if MAXIMIZE:
@@ -163,7 +124,30 @@ def _block(
         # ax += change
         ax = ax + change
 
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.write_param(
+            param,
+            tensor + 10 * COUNT,
+            tensor + 12 * COUNT,
+            DRAW,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     tl.store(param_at, param.to(PARAM_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        ax = _precision.write_slot(
+            ax,
+            tensor + 11 * COUNT,
+            tensor + 12 * COUNT,
+            DRAW,
+            1,
+            offset,
+            remaining,
+            AX_TYPE,
+        )
     tl.store(ax_at, ax.to(AX_TYPE), mask=mask)
 
 
@@ -175,10 +159,13 @@ def update(
     COUNT,
     GRAD_SCALE,
     FOUND_INF,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     AX_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -209,20 +196,27 @@ def update(
         tl.store(eta_at, tl.load(row + 7).to(tl.float32))
         tl.store(mu_at, tl.load(row + 8).to(tl.float32))
     addresses = param_at | grad_at | ax_at
+    if PARAM_ROUNDING != "nearest":
+        addresses |= tl.load(tensor + 10 * COUNT)
 
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
             param_at,
             grad_at,
             ax_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             AX_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             True,
             VECTOR,
@@ -233,14 +227,19 @@ def update(
             param_at,
             grad_at,
             ax_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             AX_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             False,
             VECTOR,

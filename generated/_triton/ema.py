@@ -7,43 +7,15 @@
 Here `param` is the average and `grad` the model's parameter, which enters it.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._slots import Group
-from . import _math
-
-# The tensors behind the gradient in the table of tensors.
-SLOTS = ()
-SCALAR_SLOTS = ()
-# What the kernel is specialised by: options, slots that may be absent, and the entries of a group
-# that decide about both.
-OPTIONS = ()
-OPTIONAL_SLOTS = ()
-DECIDING = ()
-# Numbers in a row of the table, and in a row of inputs.
-COLUMNS = 2
-INPUTS = 3
-
-
-def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
-    """What the scalar program reads besides the scalar slots."""
-    return (group["decay"], group["bias_correction"], group["n"])
-
-
-def scalars(decay: float, bias_correction: float, n: float) -> tuple[float, ...]:
-    """A row of the table: the numbers that the kernel reads, then the scalar slots' new values."""
-    weight = (1 - decay) / (1 - decay ** (n + 1)) if bias_correction else 1 - decay
-    n_ne_zero = n != 0
-    return (weight, n_ne_zero)
+from . import _math, _precision
 
 
 @triton.jit(do_not_specialize=["COUNT"])
 def prologue(TENSORS, GIVEN, TABLE, COUNT):
-    """The same as `scalars`, on the device: a program per tensor writes that tensor's row."""
+    """The scalar program on the device: a program per tensor writes that tensor's row."""
     tensor = TENSORS + tl.program_id(0)
     row = TABLE + tl.load(tensor + 2 * COUNT) * 2
     given = GIVEN + tl.load(tensor + 3 * COUNT) * 3
@@ -61,13 +33,18 @@ def prologue(TENSORS, GIVEN, TABLE, COUNT):
 def _block(
     param_at,
     grad_at,
+    tensor,
     row,
     offset,
     remaining,
+    COUNT,
     GRAD_SCALE,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -84,6 +61,16 @@ def _block(
     mask = lanes < remaining
     param_at = _math.pointer(param_at, PARAM_TYPE, ALIGNED) + offset + lanes
     param = tl.load(param_at, mask=mask, other=0.0).to(COMPUTE)
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.read_param(
+            param,
+            tensor + 6 * COUNT,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     grad_at = _math.pointer(grad_at, GRAD_TYPE, ALIGNED) + offset + lanes
     grad = tl.load(grad_at, mask=mask, other=0.0).to(COMPUTE)
     if GRAD_SCALE is not None:
@@ -98,6 +85,18 @@ def _block(
         # average = param
         param = grad
 
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.write_param(
+            param,
+            tensor + 6 * COUNT,
+            tensor + 7 * COUNT,
+            DRAW,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     tl.store(param_at, param.to(PARAM_TYPE), mask=mask)
 
 
@@ -109,9 +108,12 @@ def update(
     COUNT,
     GRAD_SCALE,
     FOUND_INF,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -134,18 +136,25 @@ def update(
     offset = (chunk - first_chunk) * BLOCK
     remaining = tl.minimum(numel - offset, BLOCK).to(tl.int32)
     addresses = param_at | grad_at
+    if PARAM_ROUNDING != "nearest":
+        addresses |= tl.load(tensor + 6 * COUNT)
 
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
             param_at,
             grad_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             True,
             VECTOR,
@@ -155,13 +164,18 @@ def update(
         _block(
             param_at,
             grad_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             False,
             VECTOR,

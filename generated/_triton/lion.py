@@ -4,52 +4,15 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Lion for all tensors in one launch. `_fused` prepares the tables and calls what stands here."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._slots import Group
-from . import _math
-
-# The tensors behind the gradient in the table of tensors.
-SLOTS = ("exp_avg",)
-SCALAR_SLOTS = ()
-# What the kernel is specialised by: options, slots that may be absent, and the entries of a group
-# that decide about both.
-OPTIONS = ()
-OPTIONAL_SLOTS = ()
-DECIDING = ()
-# Numbers in a row of the table, and in a row of inputs.
-COLUMNS = 5
-INPUTS = 4
-
-
-def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
-    """What the scalar program reads besides the scalar slots."""
-    return (group["lr"], *group["betas"], group["weight_decay"])
-
-
-def scalars(lr: float, beta1: float, beta2: float, weight_decay: float) -> tuple[float, ...]:
-    """A row of the table: the numbers that the kernel reads, then the scalar slots' new values."""
-    one_minus_lr_times_weight_decay = 1 - lr * weight_decay
-    weight_decay_ne_zero = weight_decay != 0
-    one_minus_beta1 = 1 - beta1
-    one_minus_beta2 = 1 - beta2
-    minus_lr = -lr
-    return (
-        one_minus_lr_times_weight_decay,
-        weight_decay_ne_zero,
-        one_minus_beta1,
-        one_minus_beta2,
-        minus_lr,
-    )
+from . import _math, _precision
 
 
 @triton.jit(do_not_specialize=["COUNT"])
 def prologue(TENSORS, GIVEN, TABLE, COUNT):
-    """The same as `scalars`, on the device: a program per tensor writes that tensor's row."""
+    """The scalar program on the device: a program per tensor writes that tensor's row."""
     tensor = TENSORS + tl.program_id(0)
     row = TABLE + tl.load(tensor + 2 * COUNT) * 5
     given = GIVEN + tl.load(tensor + 3 * COUNT) * 4
@@ -74,14 +37,19 @@ def _block(
     param_at,
     grad_at,
     exp_avg_at,
+    tensor,
     row,
     offset,
     remaining,
+    COUNT,
     GRAD_SCALE,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     EXP_AVG_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -101,10 +69,22 @@ def _block(
     mask = lanes < remaining
     param_at = _math.pointer(param_at, PARAM_TYPE, ALIGNED) + offset + lanes
     param = tl.load(param_at, mask=mask, other=0.0).to(COMPUTE)
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.read_param(
+            param,
+            tensor + 7 * COUNT,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     grad_at = _math.pointer(grad_at, GRAD_TYPE, ALIGNED) + offset + lanes
     grad = tl.load(grad_at, mask=mask, other=0.0).to(COMPUTE)
     exp_avg_at = _math.pointer(exp_avg_at, EXP_AVG_TYPE, ALIGNED) + offset + lanes
     exp_avg = tl.load(exp_avg_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        exp_avg = _precision.read_slot(exp_avg, tensor + 8 * COUNT, offset, remaining, EXP_AVG_TYPE)
     if GRAD_SCALE is not None:
         grad = grad * _math.div(1.0, tl.load(GRAD_SCALE)).to(COMPUTE)
     if MAXIMIZE:
@@ -120,7 +100,30 @@ def _block(
     # descend lr * sign(direction)
     param = _math.add_scaled(param, _math.sign(direction), minus_lr)
 
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.write_param(
+            param,
+            tensor + 7 * COUNT,
+            tensor + 9 * COUNT,
+            DRAW,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     tl.store(param_at, param.to(PARAM_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        exp_avg = _precision.write_slot(
+            exp_avg,
+            tensor + 8 * COUNT,
+            tensor + 9 * COUNT,
+            DRAW,
+            1,
+            offset,
+            remaining,
+            EXP_AVG_TYPE,
+        )
     tl.store(exp_avg_at, exp_avg.to(EXP_AVG_TYPE), mask=mask)
 
 
@@ -132,10 +135,13 @@ def update(
     COUNT,
     GRAD_SCALE,
     FOUND_INF,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     EXP_AVG_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -159,20 +165,27 @@ def update(
     offset = (chunk - first_chunk) * BLOCK
     remaining = tl.minimum(numel - offset, BLOCK).to(tl.int32)
     addresses = param_at | grad_at | exp_avg_at
+    if PARAM_ROUNDING != "nearest":
+        addresses |= tl.load(tensor + 7 * COUNT)
 
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
             param_at,
             grad_at,
             exp_avg_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             EXP_AVG_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             True,
             VECTOR,
@@ -183,14 +196,19 @@ def update(
             param_at,
             grad_at,
             exp_avg_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             EXP_AVG_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             False,
             VECTOR,

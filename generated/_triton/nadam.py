@@ -4,82 +4,15 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """NAdam for all tensors in one launch. `_fused` prepares the tables and calls what stands here."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._slots import Group
-from . import _math
-
-# The tensors behind the gradient in the table of tensors.
-SLOTS = ("exp_avg", "exp_avg_sq")
-SCALAR_SLOTS = ("step", "mu_product")
-# What the kernel is specialised by: options, slots that may be absent, and the entries of a group
-# that decide about both.
-OPTIONS = ("decoupled_weight_decay",)
-OPTIONAL_SLOTS = ()
-DECIDING = ("decoupled_weight_decay",)
-# Numbers in a row of the table, and in a row of inputs.
-COLUMNS = 12
-INPUTS = 6
-
-
-def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
-    """What the scalar program reads besides the scalar slots."""
-    return (
-        group["lr"],
-        *group["betas"],
-        group["eps"],
-        group["weight_decay"],
-        group["momentum_decay"],
-    )
-
-
-def scalars(
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    momentum_decay: float,
-    step: float,
-    mu_product: float,
-) -> tuple[float, ...]:
-    """A row of the table: the numbers that the kernel reads, then the scalar slots' new values."""
-    # step += 1
-    step = _math.single(step + 1)
-    bias_correction2 = 1 - beta2**step
-    one_minus_lr_times_weight_decay = 1 - lr * weight_decay
-    weight_decay_ne_zero = weight_decay != 0
-    mu = beta1 * (1 - 0.5 * 0.96 ** (step * momentum_decay))
-    mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * momentum_decay))
-    # mu_product *= mu
-    mu_product = _math.single(mu_product * _math.single(mu))
-    one_minus_beta1 = 1 - beta1
-    one_minus_beta2 = 1 - beta2
-    factor_of_grad = -(lr * (1 - mu) / (1 - mu_product))
-    factor_of_exp_avg = -(lr * mu_next / (1 - mu_product * mu_next))
-    return (
-        one_minus_lr_times_weight_decay,
-        weight_decay,
-        weight_decay_ne_zero,
-        one_minus_beta1,
-        beta2,
-        one_minus_beta2,
-        bias_correction2,
-        eps,
-        factor_of_grad,
-        factor_of_exp_avg,
-        step,
-        mu_product,
-    )
+from . import _math, _precision
 
 
 @triton.jit(do_not_specialize=["COUNT"])
 def prologue(TENSORS, GIVEN, TABLE, COUNT):
-    """The same as `scalars`, on the device: a program per tensor writes that tensor's row."""
+    """The scalar program on the device: a program per tensor writes that tensor's row."""
     tensor = TENSORS + tl.program_id(0)
     row = TABLE + tl.load(tensor + 2 * COUNT) * 12
     given = GIVEN + tl.load(tensor + 3 * COUNT) * 6
@@ -129,16 +62,21 @@ def _block(
     grad_at,
     exp_avg_at,
     exp_avg_sq_at,
+    tensor,
     row,
     offset,
     remaining,
+    COUNT,
     GRAD_SCALE,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     EXP_AVG_TYPE: tl.constexpr,
     EXP_AVG_SQ_TYPE: tl.constexpr,
     DECOUPLED_WEIGHT_DECAY: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -163,12 +101,38 @@ def _block(
     mask = lanes < remaining
     param_at = _math.pointer(param_at, PARAM_TYPE, ALIGNED) + offset + lanes
     param = tl.load(param_at, mask=mask, other=0.0).to(COMPUTE)
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.read_param(
+            param,
+            tensor + 10 * COUNT,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     grad_at = _math.pointer(grad_at, GRAD_TYPE, ALIGNED) + offset + lanes
     grad = tl.load(grad_at, mask=mask, other=0.0).to(COMPUTE)
     exp_avg_at = _math.pointer(exp_avg_at, EXP_AVG_TYPE, ALIGNED) + offset + lanes
     exp_avg = tl.load(exp_avg_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        exp_avg = _precision.read_slot(
+            exp_avg,
+            tensor + 11 * COUNT,
+            offset,
+            remaining,
+            EXP_AVG_TYPE,
+        )
     exp_avg_sq_at = _math.pointer(exp_avg_sq_at, EXP_AVG_SQ_TYPE, ALIGNED) + offset + lanes
     exp_avg_sq = tl.load(exp_avg_sq_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        exp_avg_sq = _precision.read_slot(
+            exp_avg_sq,
+            tensor + 12 * COUNT,
+            offset,
+            remaining,
+            EXP_AVG_SQ_TYPE,
+        )
     if GRAD_SCALE is not None:
         grad = grad * _math.div(1.0, tl.load(GRAD_SCALE)).to(COMPUTE)
     if MAXIMIZE:
@@ -192,8 +156,42 @@ def _block(
     # descend lr * mu_next / (1 - mu_product * mu_next) * exp_avg / denom
     param = _math.addcdiv(param, exp_avg, denom, factor_of_exp_avg)
 
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.write_param(
+            param,
+            tensor + 10 * COUNT,
+            tensor + 13 * COUNT,
+            DRAW,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     tl.store(param_at, param.to(PARAM_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        exp_avg = _precision.write_slot(
+            exp_avg,
+            tensor + 11 * COUNT,
+            tensor + 13 * COUNT,
+            DRAW,
+            1,
+            offset,
+            remaining,
+            EXP_AVG_TYPE,
+        )
     tl.store(exp_avg_at, exp_avg.to(EXP_AVG_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        exp_avg_sq = _precision.write_slot(
+            exp_avg_sq,
+            tensor + 12 * COUNT,
+            tensor + 13 * COUNT,
+            DRAW,
+            2,
+            offset,
+            remaining,
+            EXP_AVG_SQ_TYPE,
+        )
     tl.store(exp_avg_sq_at, exp_avg_sq.to(EXP_AVG_SQ_TYPE), mask=mask)
 
 
@@ -205,12 +203,15 @@ def update(
     COUNT,
     GRAD_SCALE,
     FOUND_INF,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     EXP_AVG_TYPE: tl.constexpr,
     EXP_AVG_SQ_TYPE: tl.constexpr,
     DECOUPLED_WEIGHT_DECAY: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -240,6 +241,8 @@ def update(
         tl.store(step_at, tl.load(row + 10).to(tl.float32))
         tl.store(mu_product_at, tl.load(row + 11).to(tl.float32))
     addresses = param_at | grad_at | exp_avg_at | exp_avg_sq_at
+    if PARAM_ROUNDING != "nearest":
+        addresses |= tl.load(tensor + 10 * COUNT)
 
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
@@ -247,16 +250,21 @@ def update(
             grad_at,
             exp_avg_at,
             exp_avg_sq_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             EXP_AVG_TYPE,
             EXP_AVG_SQ_TYPE,
             DECOUPLED_WEIGHT_DECAY,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             True,
             VECTOR,
@@ -268,16 +276,21 @@ def update(
             grad_at,
             exp_avg_at,
             exp_avg_sq_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             EXP_AVG_TYPE,
             EXP_AVG_SQ_TYPE,
             DECOUPLED_WEIGHT_DECAY,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             False,
             VECTOR,

@@ -4,62 +4,15 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """RMSprop for all tensors in one launch. `_fused` prepares the tables and calls what stands here."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._slots import Group
-from . import _math
-
-# The tensors behind the gradient in the table of tensors.
-SLOTS = ("square_avg", "momentum_buffer", "grad_avg")
-SCALAR_SLOTS = ("step",)
-# What the kernel is specialised by: options, slots that may be absent, and the entries of a group
-# that decide about both.
-OPTIONS = ("centered",)
-OPTIONAL_SLOTS = ("momentum_buffer",)
-DECIDING = ("momentum", "centered")
-# Numbers in a row of the table, and in a row of inputs.
-COLUMNS = 8
-INPUTS = 5
-
-
-def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
-    """What the scalar program reads besides the scalar slots."""
-    return (group["lr"], group["alpha"], group["eps"], group["weight_decay"], group["momentum"])
-
-
-def scalars(
-    lr: float,
-    alpha: float,
-    eps: float,
-    weight_decay: float,
-    momentum: float,
-    step: float,
-) -> tuple[float, ...]:
-    """A row of the table: the numbers that the kernel reads, then the scalar slots' new values."""
-    # step += 1
-    step = _math.single(step + 1)
-    weight_decay_ne_zero = weight_decay != 0
-    one_minus_alpha = 1 - alpha
-    minus_lr = -lr
-    return (
-        weight_decay,
-        weight_decay_ne_zero,
-        alpha,
-        one_minus_alpha,
-        eps,
-        momentum,
-        minus_lr,
-        step,
-    )
+from . import _math, _precision
 
 
 @triton.jit(do_not_specialize=["COUNT"])
 def prologue(TENSORS, GIVEN, TABLE, COUNT):
-    """The same as `scalars`, on the device: a program per tensor writes that tensor's row."""
+    """The scalar program on the device: a program per tensor writes that tensor's row."""
     tensor = TENSORS + tl.program_id(0)
     row = TABLE + tl.load(tensor + 2 * COUNT) * 8
     given = GIVEN + tl.load(tensor + 3 * COUNT) * 5
@@ -92,10 +45,13 @@ def _block(
     square_avg_at,
     momentum_buffer_at,
     grad_avg_at,
+    tensor,
     row,
     offset,
     remaining,
+    COUNT,
     GRAD_SCALE,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
@@ -104,6 +60,8 @@ def _block(
     GRAD_AVG_TYPE: tl.constexpr,
     HAS_MOMENTUM_BUFFER: tl.constexpr,
     CENTERED: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -125,18 +83,52 @@ def _block(
     mask = lanes < remaining
     param_at = _math.pointer(param_at, PARAM_TYPE, ALIGNED) + offset + lanes
     param = tl.load(param_at, mask=mask, other=0.0).to(COMPUTE)
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.read_param(
+            param,
+            tensor + 10 * COUNT,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     grad_at = _math.pointer(grad_at, GRAD_TYPE, ALIGNED) + offset + lanes
     grad = tl.load(grad_at, mask=mask, other=0.0).to(COMPUTE)
     square_avg_at = _math.pointer(square_avg_at, SQUARE_AVG_TYPE, ALIGNED) + offset + lanes
     square_avg = tl.load(square_avg_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        square_avg = _precision.read_slot(
+            square_avg,
+            tensor + 11 * COUNT,
+            offset,
+            remaining,
+            SQUARE_AVG_TYPE,
+        )
     if HAS_MOMENTUM_BUFFER:
         momentum_buffer_at = (
             _math.pointer(momentum_buffer_at, MOMENTUM_BUFFER_TYPE, ALIGNED) + offset + lanes
         )
         momentum_buffer = tl.load(momentum_buffer_at, mask=mask, other=0.0).to(COMPUTE)
+        if SLOT_ROUNDING != "nearest":
+            momentum_buffer = _precision.read_slot(
+                momentum_buffer,
+                tensor + 12 * COUNT,
+                offset,
+                remaining,
+                MOMENTUM_BUFFER_TYPE,
+            )
     if CENTERED:
         grad_avg_at = _math.pointer(grad_avg_at, GRAD_AVG_TYPE, ALIGNED) + offset + lanes
         grad_avg = tl.load(grad_avg_at, mask=mask, other=0.0).to(COMPUTE)
+        if SLOT_ROUNDING != "nearest":
+            grad_avg = _precision.read_slot(
+                grad_avg,
+                tensor + 13 * COUNT,
+                offset,
+                remaining,
+                GRAD_AVG_TYPE,
+            )
     if GRAD_SCALE is not None:
         grad = grad * _math.div(1.0, tl.load(GRAD_SCALE)).to(COMPUTE)
     if MAXIMIZE:
@@ -165,11 +157,56 @@ def _block(
         # descend lr * grad / denom
         param = _math.addcdiv(param, grad, denom, minus_lr)
 
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.write_param(
+            param,
+            tensor + 10 * COUNT,
+            tensor + 14 * COUNT,
+            DRAW,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     tl.store(param_at, param.to(PARAM_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        square_avg = _precision.write_slot(
+            square_avg,
+            tensor + 11 * COUNT,
+            tensor + 14 * COUNT,
+            DRAW,
+            1,
+            offset,
+            remaining,
+            SQUARE_AVG_TYPE,
+        )
     tl.store(square_avg_at, square_avg.to(SQUARE_AVG_TYPE), mask=mask)
     if HAS_MOMENTUM_BUFFER:
+        if SLOT_ROUNDING != "nearest":
+            momentum_buffer = _precision.write_slot(
+                momentum_buffer,
+                tensor + 12 * COUNT,
+                tensor + 14 * COUNT,
+                DRAW,
+                2,
+                offset,
+                remaining,
+                MOMENTUM_BUFFER_TYPE,
+            )
         tl.store(momentum_buffer_at, momentum_buffer.to(MOMENTUM_BUFFER_TYPE), mask=mask)
     if CENTERED:
+        if SLOT_ROUNDING != "nearest":
+            grad_avg = _precision.write_slot(
+                grad_avg,
+                tensor + 13 * COUNT,
+                tensor + 14 * COUNT,
+                DRAW,
+                3,
+                offset,
+                remaining,
+                GRAD_AVG_TYPE,
+            )
         tl.store(grad_avg_at, grad_avg.to(GRAD_AVG_TYPE), mask=mask)
 
 
@@ -181,6 +218,7 @@ def update(
     COUNT,
     GRAD_SCALE,
     FOUND_INF,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
@@ -189,6 +227,8 @@ def update(
     GRAD_AVG_TYPE: tl.constexpr,
     HAS_MOMENTUM_BUFFER: tl.constexpr,
     CENTERED: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -217,6 +257,8 @@ def update(
         step_at = _math.pointer(tl.load(tensor + 9 * COUNT), tl.float32, False)
         tl.store(step_at, tl.load(row + 7).to(tl.float32))
     addresses = param_at | grad_at | square_avg_at | momentum_buffer_at | grad_avg_at
+    if PARAM_ROUNDING != "nearest":
+        addresses |= tl.load(tensor + 10 * COUNT)
 
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
@@ -225,10 +267,13 @@ def update(
             square_avg_at,
             momentum_buffer_at,
             grad_avg_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
@@ -237,6 +282,8 @@ def update(
             GRAD_AVG_TYPE,
             HAS_MOMENTUM_BUFFER,
             CENTERED,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             True,
             VECTOR,
@@ -249,10 +296,13 @@ def update(
             square_avg_at,
             momentum_buffer_at,
             grad_avg_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
@@ -261,6 +311,8 @@ def update(
             GRAD_AVG_TYPE,
             HAS_MOMENTUM_BUFFER,
             CENTERED,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             False,
             VECTOR,

@@ -4,49 +4,15 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """Rprop for all tensors in one launch. `_fused` prepares the tables and calls what stands here."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._slots import Group
-from . import _math
-
-# The tensors behind the gradient in the table of tensors.
-SLOTS = ("prev", "step_size")
-SCALAR_SLOTS = ("step",)
-# What the kernel is specialised by: options, slots that may be absent, and the entries of a group
-# that decide about both.
-OPTIONS = ()
-OPTIONAL_SLOTS = ()
-DECIDING = ()
-# Numbers in a row of the table, and in a row of inputs.
-COLUMNS = 5
-INPUTS = 4
-
-
-def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
-    """What the scalar program reads besides the scalar slots."""
-    return (*group["etas"], *group["step_sizes"])
-
-
-def scalars(
-    etaminus: float,
-    etaplus: float,
-    step_size_min: float,
-    step_size_max: float,
-    step: float,
-) -> tuple[float, ...]:
-    """A row of the table: the numbers that the kernel reads, then the scalar slots' new values."""
-    # step += 1
-    step = _math.single(step + 1)
-    return (etaplus, etaminus, step_size_min, step_size_max, step)
+from . import _math, _precision
 
 
 @triton.jit(do_not_specialize=["COUNT"])
 def prologue(TENSORS, GIVEN, TABLE, COUNT):
-    """The same as `scalars`, on the device: a program per tensor writes that tensor's row."""
+    """The scalar program on the device: a program per tensor writes that tensor's row."""
     tensor = TENSORS + tl.program_id(0)
     row = TABLE + tl.load(tensor + 2 * COUNT) * 5
     given = GIVEN + tl.load(tensor + 3 * COUNT) * 4
@@ -71,15 +37,20 @@ def _block(
     grad_at,
     prev_at,
     step_size_at,
+    tensor,
     row,
     offset,
     remaining,
+    COUNT,
     GRAD_SCALE,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     PREV_TYPE: tl.constexpr,
     STEP_SIZE_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -98,12 +69,32 @@ def _block(
     mask = lanes < remaining
     param_at = _math.pointer(param_at, PARAM_TYPE, ALIGNED) + offset + lanes
     param = tl.load(param_at, mask=mask, other=0.0).to(COMPUTE)
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.read_param(
+            param,
+            tensor + 9 * COUNT,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     grad_at = _math.pointer(grad_at, GRAD_TYPE, ALIGNED) + offset + lanes
     grad = tl.load(grad_at, mask=mask, other=0.0).to(COMPUTE)
     prev_at = _math.pointer(prev_at, PREV_TYPE, ALIGNED) + offset + lanes
     prev = tl.load(prev_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        prev = _precision.read_slot(prev, tensor + 10 * COUNT, offset, remaining, PREV_TYPE)
     step_size_at = _math.pointer(step_size_at, STEP_SIZE_TYPE, ALIGNED) + offset + lanes
     step_size = tl.load(step_size_at, mask=mask, other=0.0).to(COMPUTE)
+    if SLOT_ROUNDING != "nearest":
+        step_size = _precision.read_slot(
+            step_size,
+            tensor + 11 * COUNT,
+            offset,
+            remaining,
+            STEP_SIZE_TYPE,
+        )
     if GRAD_SCALE is not None:
         grad = grad * _math.div(1.0, tl.load(GRAD_SCALE)).to(COMPUTE)
     if MAXIMIZE:
@@ -122,8 +113,42 @@ def _block(
     # prev = grad
     prev = grad
 
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.write_param(
+            param,
+            tensor + 9 * COUNT,
+            tensor + 12 * COUNT,
+            DRAW,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     tl.store(param_at, param.to(PARAM_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        prev = _precision.write_slot(
+            prev,
+            tensor + 10 * COUNT,
+            tensor + 12 * COUNT,
+            DRAW,
+            1,
+            offset,
+            remaining,
+            PREV_TYPE,
+        )
     tl.store(prev_at, prev.to(PREV_TYPE), mask=mask)
+    if SLOT_ROUNDING != "nearest":
+        step_size = _precision.write_slot(
+            step_size,
+            tensor + 11 * COUNT,
+            tensor + 12 * COUNT,
+            DRAW,
+            2,
+            offset,
+            remaining,
+            STEP_SIZE_TYPE,
+        )
     tl.store(step_size_at, step_size.to(STEP_SIZE_TYPE), mask=mask)
 
 
@@ -135,11 +160,14 @@ def update(
     COUNT,
     GRAD_SCALE,
     FOUND_INF,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     PREV_TYPE: tl.constexpr,
     STEP_SIZE_TYPE: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -167,6 +195,8 @@ def update(
         step_at = _math.pointer(tl.load(tensor + 8 * COUNT), tl.float32, False)
         tl.store(step_at, tl.load(row + 4).to(tl.float32))
     addresses = param_at | grad_at | prev_at | step_size_at
+    if PARAM_ROUNDING != "nearest":
+        addresses |= tl.load(tensor + 9 * COUNT)
 
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
@@ -174,15 +204,20 @@ def update(
             grad_at,
             prev_at,
             step_size_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             PREV_TYPE,
             STEP_SIZE_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             True,
             VECTOR,
@@ -194,15 +229,20 @@ def update(
             grad_at,
             prev_at,
             step_size_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             PREV_TYPE,
             STEP_SIZE_TYPE,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             False,
             VECTOR,

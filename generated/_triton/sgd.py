@@ -4,63 +4,15 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 """SGD for all tensors in one launch. `_fused` prepares the tables and calls what stands here."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from .._slots import Group
-from . import _math
-
-# The tensors behind the gradient in the table of tensors.
-SLOTS = ("momentum_buffer",)
-SCALAR_SLOTS = ()
-# What the kernel is specialised by: options, slots that may be absent, and the entries of a group
-# that decide about both.
-OPTIONS = ("nesterov",)
-OPTIONAL_SLOTS = ("momentum_buffer",)
-DECIDING = ("momentum", "nesterov")
-# Numbers in a row of the table, and in a row of inputs.
-COLUMNS = 6
-INPUTS = 5
-
-
-def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:
-    """What the scalar program reads besides the scalar slots."""
-    return (
-        group["lr"],
-        group["momentum"],
-        group["dampening"],
-        group["weight_decay"],
-        "momentum_buffer" in unset,
-    )
-
-
-def scalars(
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    unset_momentum_buffer: float,
-) -> tuple[float, ...]:
-    """A row of the table: the numbers that the kernel reads, then the scalar slots' new values."""
-    weight_decay_ne_zero = weight_decay != 0
-    one_minus_dampening = 1 - dampening
-    minus_lr = -lr
-    return (
-        weight_decay,
-        weight_decay_ne_zero,
-        momentum,
-        one_minus_dampening,
-        unset_momentum_buffer,
-        minus_lr,
-    )
+from . import _math, _precision
 
 
 @triton.jit(do_not_specialize=["COUNT"])
 def prologue(TENSORS, GIVEN, TABLE, COUNT):
-    """The same as `scalars`, on the device: a program per tensor writes that tensor's row."""
+    """The scalar program on the device: a program per tensor writes that tensor's row."""
     tensor = TENSORS + tl.program_id(0)
     row = TABLE + tl.load(tensor + 2 * COUNT) * 6
     given = GIVEN + tl.load(tensor + 3 * COUNT) * 5
@@ -85,16 +37,21 @@ def _block(
     param_at,
     grad_at,
     momentum_buffer_at,
+    tensor,
     row,
     offset,
     remaining,
+    COUNT,
     GRAD_SCALE,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     MOMENTUM_BUFFER_TYPE: tl.constexpr,
     HAS_MOMENTUM_BUFFER: tl.constexpr,
     NESTEROV: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     ALIGNED: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -115,6 +72,16 @@ def _block(
     mask = lanes < remaining
     param_at = _math.pointer(param_at, PARAM_TYPE, ALIGNED) + offset + lanes
     param = tl.load(param_at, mask=mask, other=0.0).to(COMPUTE)
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.read_param(
+            param,
+            tensor + 7 * COUNT,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     grad_at = _math.pointer(grad_at, GRAD_TYPE, ALIGNED) + offset + lanes
     grad = tl.load(grad_at, mask=mask, other=0.0).to(COMPUTE)
     if HAS_MOMENTUM_BUFFER:
@@ -122,6 +89,14 @@ def _block(
             _math.pointer(momentum_buffer_at, MOMENTUM_BUFFER_TYPE, ALIGNED) + offset + lanes
         )
         momentum_buffer = tl.load(momentum_buffer_at, mask=mask, other=0.0).to(COMPUTE)
+        if SLOT_ROUNDING != "nearest":
+            momentum_buffer = _precision.read_slot(
+                momentum_buffer,
+                tensor + 8 * COUNT,
+                offset,
+                remaining,
+                MOMENTUM_BUFFER_TYPE,
+            )
     if GRAD_SCALE is not None:
         grad = grad * _math.div(1.0, tl.load(GRAD_SCALE)).to(COMPUTE)
     if MAXIMIZE:
@@ -150,8 +125,31 @@ def _block(
     # descend lr * grad
     param = _math.add_scaled(param, grad, minus_lr)
 
+    if PARAM_ROUNDING != "nearest":
+        param = _precision.write_param(
+            param,
+            tensor + 7 * COUNT,
+            tensor + 9 * COUNT,
+            DRAW,
+            offset,
+            remaining,
+            ALIGNED,
+            PARAM_TYPE,
+            PARAM_ROUNDING,
+        )
     tl.store(param_at, param.to(PARAM_TYPE), mask=mask)
     if HAS_MOMENTUM_BUFFER:
+        if SLOT_ROUNDING != "nearest":
+            momentum_buffer = _precision.write_slot(
+                momentum_buffer,
+                tensor + 8 * COUNT,
+                tensor + 9 * COUNT,
+                DRAW,
+                1,
+                offset,
+                remaining,
+                MOMENTUM_BUFFER_TYPE,
+            )
         tl.store(momentum_buffer_at, momentum_buffer.to(MOMENTUM_BUFFER_TYPE), mask=mask)
 
 
@@ -163,12 +161,15 @@ def update(
     COUNT,
     GRAD_SCALE,
     FOUND_INF,
+    DRAW,
     COMPUTE: tl.constexpr,
     PARAM_TYPE: tl.constexpr,
     GRAD_TYPE: tl.constexpr,
     MOMENTUM_BUFFER_TYPE: tl.constexpr,
     HAS_MOMENTUM_BUFFER: tl.constexpr,
     NESTEROV: tl.constexpr,
+    PARAM_ROUNDING: tl.constexpr,
+    SLOT_ROUNDING: tl.constexpr,
     MAXIMIZE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -192,22 +193,29 @@ def update(
     offset = (chunk - first_chunk) * BLOCK
     remaining = tl.minimum(numel - offset, BLOCK).to(tl.int32)
     addresses = param_at | grad_at | momentum_buffer_at
+    if PARAM_ROUNDING != "nearest":
+        addresses |= tl.load(tensor + 7 * COUNT)
 
     if ((addresses & 15) == 0) & (remaining % VECTOR == 0):
         _block(
             param_at,
             grad_at,
             momentum_buffer_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             MOMENTUM_BUFFER_TYPE,
             HAS_MOMENTUM_BUFFER,
             NESTEROV,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             True,
             VECTOR,
@@ -218,16 +226,21 @@ def update(
             param_at,
             grad_at,
             momentum_buffer_at,
+            tensor,
             row,
             offset,
             remaining,
+            COUNT,
             GRAD_SCALE,
+            DRAW,
             COMPUTE,
             PARAM_TYPE,
             GRAD_TYPE,
             MOMENTUM_BUFFER_TYPE,
             HAS_MOMENTUM_BUFFER,
             NESTEROV,
+            PARAM_ROUNDING,
+            SLOT_ROUNDING,
             MAXIMIZE,
             False,
             VECTOR,

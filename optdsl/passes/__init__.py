@@ -12,12 +12,13 @@ from optdsl.passes.derive_chain import derive_chain
 from optdsl.passes.drop_unused import drop_unused
 from optdsl.passes.hoist_scalars import hoist_scalars
 from optdsl.passes.lower_descend import lower_descend
+from optdsl.passes.stages import stages
 
 Pass = Callable[[Spec], Spec]
 
 PASSES: tuple[Pass, ...] = (lower_descend, contract, drop_unused)
-# Kernels compute no scalar: theirs come from a table.
-KERNEL_PASSES: tuple[Pass, ...] = (hoist_scalars,)
+# Kernels compute no scalar: theirs come from a table. A number made of all elements needs a pass.
+KERNEL_PASSES: tuple[Pass, ...] = (hoist_scalars, stages)
 # Plain expressions have no rounding nodes, and their numbers may be tensors.
 FUNCTIONAL_PASSES: tuple[Pass, ...] = (lower_descend, drop_unused, branches_to_where)
 
@@ -57,5 +58,6 @@ __all__ = [
     "hoist_scalars",
     "lower_descend",
     "optimise",
+    "stages",
     "supports_complex",
 ]

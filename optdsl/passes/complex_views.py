@@ -65,8 +65,9 @@ def _stays_complex(stmt: Stmt) -> bool:
         case If(condition=condition):
             inside = (*stmt.then, *stmt.orelse)
             return _is_number(condition) and all(_stays_complex(s) for s in inside)
-        case Let(value=value):
-            return _is_number(value)
+        case Let(value=value, kind=kind):
+            # A number that becomes a tensor has the parameter's dtype.
+            return kind <= Kind.SCALAR and _is_number(value)
         case Assign(target=target, value=value):
             linear = target.role in (Role.PARAM, Role.GRAD) and is_linear(value)
             return linear or (_is_number(value) and is_scalar(target))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from optdsl.ir import (
@@ -32,7 +32,7 @@ from optdsl.ir import (
     type_of,
     walk,
 )
-from optdsl.ops import Kind, Type
+from optdsl.ops import OPS, Kind, Rule, Type
 
 ZERO = Const(0.0)
 # Python raises for some operands of these.
@@ -40,7 +40,7 @@ PARTIAL = frozenset({"div", "rdiv", "floordiv", "mod", "pow", "sqrt", "log", "ex
 
 
 def hoist_scalars(spec: Spec) -> Spec:
-    hoister = _Hoister(spec)
+    hoister = Hoister(spec, spec.body)
     body = tuple(hoister.block(spec.body, ()))
     return replace(
         spec,
@@ -50,18 +50,32 @@ def hoist_scalars(spec: Spec) -> Spec:
     )
 
 
-class _Hoister:
-    def __init__(self, spec: Spec) -> None:
+class Hoister:
+    """Moves the statements and the parts of statements of a body whose kind is at most `level` to
+    `program`, which can then run before the body."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        body: tuple[Stmt, ...],
+        level: Kind = Kind.SCALAR,
+        taken: Iterable[str] = (),
+    ) -> None:
+        self.level = level
         self.program: list[Stmt] = []
         # Column names in the order of first use, with what each stands for: an expression, guarded,
         # at one version of the names in it.
         self.columns: dict[str, tuple[Expr, tuple[int, ...]]] = {}
         self.taken = {h for hyper in spec.hypers for h in (hyper.name, *hyper.components)}
         self.taken |= {s.name for s in spec.states}
-        self.taken |= {s.name for s in statements(spec.body) if isinstance(s, Let)}
-        # How often the scalar program has written a name so far.
+        self.taken |= {s.name for s in statements(body) if isinstance(s, Let)}
+        self.taken |= {*taken}
+        # How often the program has written a name so far, and how often it will have.
         self.versions: Counter[str] = Counter()
-        self.changing = _changing(spec)
+        self.writes = _writes(body, level)
+        kept = {s.name for s in spec.states if s.kind <= Kind.SCALAR and s.name in self.writes}
+        # A name has several values where it is written more than once, or kept.
+        self.changing = frozenset({n for n, count in self.writes.items() if count > 1} | kept)
 
     def block(self, body: tuple[Stmt, ...], guards: tuple[Expr, ...]) -> Iterator[Stmt]:
         for stmt in body:
@@ -69,12 +83,12 @@ class _Hoister:
 
     def statement(self, stmt: Stmt, guards: tuple[Expr, ...]) -> Iterator[Stmt]:
         match stmt:
-            case Let(value=value) if is_scalar(value) and stmt.kind <= Kind.SCALAR:
+            case Let(value=value) if self.is_number(value) and stmt.kind <= self.level:
                 self.versions[stmt.name] += 1
-                self.program.append(replace(stmt, value=_guarded(value, guards)))
+                self.program.append(replace(stmt, value=self.guarded(value, guards)))
             case Let(value=value):
                 yield replace(stmt, value=self.expr(value, guards))
-            case Assign(target=target) if target.kind <= Kind.SCALAR:
+            case Assign(target=target) if target.kind <= self.level:
                 self.versions[target.name] += 1
                 self.program.append(_nested(stmt, guards))
             case Assign(value=value):
@@ -92,6 +106,9 @@ class _Hoister:
                     bound = self.condition(condition, guards)
                     yield replace(stmt, condition=bound, then=then, orelse=orelse)
 
+    def is_number(self, expr: Expr) -> bool:
+        return is_scalar(expr) or (kind_of(expr) <= self.level and not reduces(expr))
+
     def condition(self, condition: Expr, guards: tuple[Expr, ...]) -> Expr:
         return condition if _is_decided(condition) else self.column(condition, guards)
 
@@ -100,7 +117,7 @@ class _Hoister:
         words what an operand is to its operator."""
         if _is_decided(expr):
             return expr
-        if is_scalar(expr):
+        if self.is_number(expr):
             return self.column(expr, guards, place)
         if isinstance(expr, Apply):
             args = (self.expr(a, guards, _words_in(expr)) for a in expr.args)
@@ -108,24 +125,37 @@ class _Hoister:
         return expr
 
     def column(self, expr: Expr, guards: tuple[Expr, ...], place: str = "") -> Ref:
-        value = _guarded(expr, guards)
+        value = self.guarded(expr, guards)
         made = (value, tuple(self.versions[r.name] for r in refs(value)))
         name = self.name(expr, made, place)
         if name not in self.columns:
             self.columns[name] = made
             if not (isinstance(expr, Ref) and expr.name == name):
-                self.program.append(Let(name, value, Kind.SCALAR, expr.span))
+                self.program.append(Let(name, value, self.level, expr.span))
         # A flag is stored as 0 or 1, and stays a condition.
-        return Ref(name, Role.COLUMN, Kind.SCALAR, type_of(expr), expr.span)
+        return Ref(name, Role.COLUMN, self.level, type_of(expr), expr.span)
+
+    def guarded(self, value: Expr, guards: tuple[Expr, ...]) -> Expr:
+        """The value where the branch is taken; elsewhere it must not be computed if that can fail,
+        as it can in Python. A kernel's numbers do not."""
+        partial = any(isinstance(e, Apply) and e.op in PARTIAL for e in walk(value))
+        if self.level > Kind.SCALAR or not partial:
+            return value
+        for guard in reversed(guards):
+            zero = Const(False) if type_of(value) is Type.BOOL else ZERO
+            value = apply("select", guard, value, zero, span=value.span)
+        return value
 
     def name(self, expr: Expr, made: tuple[Expr, tuple[int, ...]], place: str) -> str:
         """The author's name where there is one, else the expression in words, or where those are
         many its place."""
         # What may change after this needs a name for its value now.
         fixed = isinstance(expr, Ref) and expr.role not in (Role.STATE, Role.PROPERTY)
-        if isinstance(expr, Ref) and fixed and expr.name not in self.changing:
+        if isinstance(expr, Ref) and fixed and self.is_final(expr):
             return expr.name
-        changed = max((self.versions[r.name] for r in refs(expr)), default=0)
+        changed = max(
+            (self.versions[r.name] for r in refs(expr) if not self.is_final(r)), default=0
+        )
         words = in_words(expr)
         if len(words) > LONG and place:
             return next((n for n, m in self.columns.items() if m == made), self.free(place, made))
@@ -135,6 +165,11 @@ class _Hoister:
         if isinstance(expr, Ref):
             words += "_now"
         return self.free(words, made)
+
+    def is_final(self, name: Ref) -> bool:
+        """Whether a name keeps the value that it has now."""
+        done = name.role is Role.LOCAL and self.versions[name.name] == self.writes[name.name]
+        return done or name.name not in self.changing
 
     def free(self, words: str, made: tuple[Expr, tuple[int, ...]]) -> str:
         """The words as a name that stands for nothing else."""
@@ -156,32 +191,31 @@ def _words_in(parent: Apply) -> str:
             return ""
 
 
+def reduces(expr: Expr) -> bool:
+    """Whether an expression makes a number of a parameter's elements, by itself or inside."""
+    nodes = (e for e in walk(expr) if isinstance(e, Apply))
+    return any(OPS[e.op].rule is Rule.REDUCE for e in nodes)
+
+
 def _is_decided(expr: Expr) -> bool:
-    """Literals, and conditions on options: known when a kernel is specialised. Names for them are
-    not, and what is computed from them is a number as any other."""
-    if isinstance(expr, Const):
+    """Literals, conditions on options, columns: known before the body runs. Names for them are not,
+    and what is computed from them is a number as any other."""
+    if isinstance(expr, Const) or (isinstance(expr, Ref) and expr.role is Role.COLUMN):
         return True
     options = kind_of(expr) is Kind.OPTION and all(r.role is Role.OPTION for r in refs(expr))
     return options and type_of(expr) is Type.BOOL
 
 
-def _changing(spec: Spec) -> frozenset[str]:
-    """The numbers that are written more than once, or kept: a name has several values."""
-    body = list(statements(spec.body))
-    written = Counter(s.name for s in body if isinstance(s, Let) and s.kind <= Kind.SCALAR)
-    written.update(s.target.name for s in body if isinstance(s, Assign) and is_scalar(s.target))
-    kept = {s.name for s in spec.states if s.kind <= Kind.SCALAR and s.name in written}
-    return frozenset({n for n, count in written.items() if count > 1} | kept)
-
-
-def _guarded(value: Expr, guards: tuple[Expr, ...]) -> Expr:
-    """The value where the branch is taken; elsewhere it must not be computed if that can fail."""
-    if not any(isinstance(e, Apply) and e.op in PARTIAL for e in walk(value)):
-        return value
-    for guard in reversed(guards):
-        zero = Const(False) if type_of(value) is Type.BOOL else ZERO
-        value = apply("select", guard, value, zero, span=value.span)
-    return value
+def _writes(body: tuple[Stmt, ...], level: Kind) -> Counter[str]:
+    """How often each number is written."""
+    found: Counter[str] = Counter()
+    for stmt in statements(body):
+        match stmt:
+            case Let(name=name, kind=kind) | Assign(target=Ref(name=name, kind=kind)):
+                found[name] += kind <= level
+            case _:
+                pass
+    return +found
 
 
 def _nested(stmt: Stmt, guards: tuple[Expr, ...]) -> Stmt:
@@ -193,7 +227,7 @@ def _nested(stmt: Stmt, guards: tuple[Expr, ...]) -> Stmt:
 # Longer than this, an expression in words is no name.
 LONG = 40
 WORDS = {
-    "add": "plus", "sub": "minus", "div": "over", "mul": "times", "pow": "pow",
+    "add": "plus", "sub": "minus", "div": "over", "rdiv": "over", "mul": "times", "pow": "pow",
     "lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne",
     "and": "and", "or": "or",
 }  # fmt: skip

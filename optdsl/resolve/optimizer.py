@@ -221,6 +221,15 @@ class OptimizerResolver(StatementResolver):
             state = self._state(member)
             if state is not None:
                 found.append(state)
+        names = {f"{s.name}_scale": s.name for s in found if s.kind is not Kind.SCALAR}
+        for state in found:
+            if state.name in names:
+                self.log.error(
+                    Code.RESERVED_NAME,
+                    f"Where '{names[state.name]}' is stored in 8 bits, "
+                    f"'{state.name}' are its scales.",
+                    state.span, hints=(f"Choose another name, such as '{state.name}_value'.",),
+                )  # fmt: skip
         return tuple(found)
 
     def _state(self, member: syntax.StateDecl) -> State | None:

@@ -8,12 +8,13 @@ from itertools import chain
 
 from optdsl import syntax
 from optdsl.diagnostics import Code, Log
-from optdsl.ir import FLAGS, Ref, Role
+from optdsl.ir import FLAGS, POLICIES, Ref, Role
 from optdsl.resolve.words import article
 from optdsl.runtime import (
     AVERAGE,
     AVERAGE_RUNTIME,
     FROM_TORCH,
+    OPTIMIZER_RUNTIME,
     RUNTIME,
     SCHEDULE,
     SCHEDULE_RUNTIME,
@@ -29,6 +30,9 @@ MEANINGS = {
     "pi": "a constant",
     "inf": "a constant",
     **dict.fromkeys(FLAGS, "an execution flag that every optimizer has"),
+    **dict.fromkeys(POLICIES, "an argument about precision that every optimizer has"),
+    **dict.fromkeys(("remainder", "master"), "the second part of a parameter of 16 bits"),
+    "draws": "the number of a group's steps that are rounded at random",
 }
 # What generated modules call by these names, inside the functions that hold the author's names.
 GENERATED = frozenset(
@@ -40,7 +44,10 @@ GENERATED = frozenset(
 # Names of classes and modules that a generated module imports.
 TAKEN = (*STANDARD, *TORCH, *RUNTIME, *SCHEDULE, *AVERAGE)
 # What packages have beside definitions; the shipped SWALR is one.
-EXPORTED = {*SCHEDULE_RUNTIME, *AVERAGE_RUNTIME, *chain(*FROM_TORCH.values())} - {"SWALR"}
+EXPORTED = {
+    *(*OPTIMIZER_RUNTIME, *SCHEDULE_RUNTIME, *AVERAGE_RUNTIME),
+    *chain(*FROM_TORCH.values()),
+} - {"SWALR"}
 IMPORTED = frozenset(
     {name.lower() for name in TAKEN if not name.islower()}
     | {name.lower() for name in EXPORTED}

@@ -12,12 +12,14 @@ from optdsl.emit import python_path, render
 from optdsl.ir import Average, Schedule, Spec, Unit
 from optdsl.targets import (
     average,
+    c,
     eager,
     foreach,
     functional,
     latex,
     layout,
     module,
+    program,
     schedule,
     triton,
 )
@@ -39,15 +41,38 @@ def optimizer_path(unit: Unit) -> PurePosixPath:
     return python_path(unit.name.lower())
 
 
+def program_path(unit: Unit) -> PurePosixPath:
+    return python_path("_programs", unit.name.lower())
+
+
+def triton_path(unit: Unit) -> PurePosixPath:
+    return python_path("_triton", unit.name.lower())
+
+
+def c_path(unit: Unit) -> PurePosixPath:
+    return PurePosixPath("_c", f"{unit.name.lower()}.c")
+
+
+def average_program(unit: Average) -> program.View | None:
+    return program.lower(average.update_of(unit))
+
+
+def average_triton(unit: Average) -> triton.View | None:
+    return triton.lower(average.update_of(unit), average.NOTE)
+
+
+def average_c(unit: Average) -> c.View | None:
+    return c.lower(average.update_of(unit), average.NOTE)
+
+
 TARGETS: tuple[Target, ...] = (
     Target("module", Spec, module.lower, "module.py.jinja", optimizer_path),
     Target("eager", Spec, eager.lower, "eager.py.jinja", optimizer_path),
     Target("foreach", Spec, foreach.lower, "foreach.py.jinja", optimizer_path),
     Target("functional", Spec, functional.lower, "functional.py.jinja", optimizer_path),
-    Target(
-        "triton", Spec, triton.lower, "triton.py.jinja",
-        lambda unit: python_path("_triton", unit.name.lower()),
-    ),
+    Target("program", Spec, program.lower, "program.py.jinja", program_path),
+    Target("triton", Spec, triton.lower, "triton.py.jinja", triton_path),
+    Target("c", Spec, c.lower, "c.c.jinja", c_path),
     Target(
         "schedule", Schedule, schedule.lower, "schedule.py.jinja",
         lambda unit: python_path("lr_scheduler", unit.name.lower()),
@@ -56,10 +81,9 @@ TARGETS: tuple[Target, ...] = (
         "average", Average, average.lower, "average.py.jinja",
         lambda unit: python_path("swa_utils", unit.name.lower()),
     ),
-    Target(
-        "triton", Average, average.kernel, "triton.py.jinja",
-        lambda unit: python_path("_triton", unit.name.lower()),
-    ),
+    Target("program", Average, average_program, "program.py.jinja", program_path),
+    Target("triton", Average, average_triton, "triton.py.jinja", triton_path),
+    Target("c", Average, average_c, "c.c.jinja", c_path),
     Target("latex", Spec, latex.lower, "latex.md.jinja", None),
     Target("latex", Schedule, schedule.page, "latex.md.jinja", None),
 )  # fmt: skip

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from ctypes import c_float
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def single(value: float) -> float:
+    """The nearest float32."""
+    return c_float(value).value
 
 
 def wide(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -16,6 +16,8 @@ from torch.optim.optimizer import (
     _get_capturable_supported_devices,
 )
 
+from . import _policy
+from ._policy import Precision, Write
 from ._slots import (
     Group,
     Rows,
@@ -27,6 +29,7 @@ from ._slots import (
     kept,
     moved,
     scalar_dtype,
+    widest_of,
 )
 from ._tensors import Tensors
 
@@ -39,6 +42,20 @@ Row = tuple[Any, ...]
 
 # How a step is executed, not what it computes: a checkpoint does not change these.
 EXECUTION_FLAGS = ("foreach", "capturable", "differentiable", "fused")
+
+
+_prefers_kernels = False
+
+
+def set_default(*, fused: bool | None) -> None:
+    """Choose how optimizers of this package step whose `fused` and `foreach` are None.
+
+    Args:
+        fused: True takes kernels for all groups that there are some for, on the CPU as on GPUs;
+            None and False leave it to torch, whose choice they are made with at first.
+    """
+    global _prefers_kernels
+    _prefers_kernels = bool(fused)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -69,14 +86,12 @@ class Optimizer(torch.optim.Optimizer):
         self._vectors: dict[tuple[int, str], Vector] = {}
         defaults = {**defaults, **self.fixed}
         self._check_flags(defaults)
+        self._check_precision(defaults)
         self.check(defaults)
         self._constructing = True
         super().__init__(params, defaults)
         self._constructing = False
         self._check_params()
-        if defaults.get("fused"):
-            # GradScaler then leaves the unscaling to the kernel.
-            self._step_supports_amp_scaling = True
         if any(slot.eager for slot in self.slots):
             for group in self.param_groups:
                 for param in group["params"]:
@@ -125,6 +140,13 @@ class Optimizer(torch.optim.Optimizer):
                 if isinstance(part, Tensor) and part.numel() != 1:
                     raise ValueError(f"Tensor {name}[{index}] must be 1-element")
 
+    @classmethod
+    def _check_precision(cls, group: Group) -> None:
+        if cls.sparse == "only" or issubclass(cls, Routine):
+            _policy.refuse(group, cls.__name__)
+        else:
+            _policy.check(group)
+
     def add_param_group(self, param_group: Group) -> None:
         """Add a group. Its hyperparameters are checked as the constructor's are.
 
@@ -136,6 +158,7 @@ class Optimizer(torch.optim.Optimizer):
             merged = {**self.defaults, **param_group}
             # Parameters, too, may be one tensor; what else a group holds is its owner's.
             self._check_flags({name: merged[name] for name in self.defaults})
+            self._check_precision(merged)
             self.check(merged)
         super().add_param_group(param_group)
         if self._constructing:
@@ -171,6 +194,11 @@ class Optimizer(torch.optim.Optimizer):
             default = f"{type(self).__name__} does not support {layout} gradients"
             raise RuntimeError(self.refusal or default)
         if grad.is_sparse:
+            if _policy.of(group, param) is not None:
+                raise RuntimeError(
+                    f"{type(self).__name__} does not support sparse gradients of parameters with "
+                    f"{_policy.named(group)}"
+                )
             for holds, message in self.sparse_requires:
                 if not holds(group, param):
                     raise RuntimeError(message.format_map(group))
@@ -184,8 +212,6 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
             group.update(self.fixed)
-        if self.defaults.get("fused"):
-            self._step_supports_amp_scaling = True
 
     # The step
 
@@ -218,10 +244,12 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_in_place(self, compiling: bool = False) -> list[tuple[Any, ...]]:
         """Update the groups that kernels and updates in place serve; the members of the others."""
-        done = self._fused_step(compiling)
+        for group in self.param_groups:
+            _policy.count(group, _on_device(group))
+        done = set(map(id, self._fused_step(compiling)))
         rest: list[tuple[Any, ...]] = []
         for index, group in enumerate(self.param_groups):
-            if any(group is other for other in done):
+            if id(group) in done:
                 continue
             if not (compiling or _on_device(group)):
                 _refuse_capture(group)
@@ -231,8 +259,7 @@ class Optimizer(torch.optim.Optimizer):
             if plain and self._is_functional():
                 rest += self._members(index, group)
                 continue
-            foreach = self._uses_foreach(group)
-            update = self._multi_tensor if foreach else self._single_tensor
+            update, foreach = self._update_without_kernel(group)
             for params in _rounds(group["params"]):
                 for rows, commit in self._rows(index, group, params, foreach):
                     self._run(update, group, rows)
@@ -249,6 +276,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _members(self, index: int, group: Group) -> list[tuple[Any, ...]]:
         """What `_step_out_of_place` takes for each parameter of a group that has a gradient."""
+        streams = _policy.streams(self.param_groups, group)
         scalars = [slot for slot in self.slots if slot.scalar]
         for slot in scalars:
             if self._vectors.pop((index, slot.name), None) is not None:
@@ -281,11 +309,43 @@ class Optimizer(torch.optim.Optimizer):
             slots = [
                 state.get(s.name) if e else None for s, e in zip(self.slots, exists, strict=True)
             ]
+            precision = self._precision(group, [param], streams)
+            if precision is not None:
+                members.append(self._member_of(precision, group, param, grad, slots, state))
+                continue
             tensors = [v for s, v in zip(self.slots, slots, strict=True) if not s.scalar]
             dtypes = [t.dtype for t in (param, grad, *tensors) if t is not None]
-            widest = functools.reduce(torch.promote_types, dtypes)
-            members.append((group, param, grad, slots, state, widest))
+            widest = widest_of(dtypes)
+            members.append((group, param, grad, slots, state, widest, []))
         return members
+
+    def _member_of(
+        self,
+        precision: Precision,
+        group: Group,
+        param: Tensor,
+        grad: Tensor,
+        slots: list[Any],
+        state: dict[str, Any],
+    ) -> tuple[Any, ...]:
+        """A parameter whose update writes to copies of it and of its slots."""
+        columns: dict[str, Tensors] = {
+            s.name: [v] for s, v in zip(self.slots, slots, strict=True) if not s.scalar
+        }
+        rows = Rows([param], [grad], columns, precision=precision)
+        wide, writes = rows.widened()
+        unset = [(i, n) for i, (n, (value,)) in enumerate(columns.items(), 1) if value is None]
+
+        def store() -> None:
+            for place, name in unset:
+                if state.get(name) is not None:
+                    value = state[name]
+                    state.update(precision.stored_first(0, name, place, value, param))
+
+        slots = [
+            v if s.scalar else wide.slots[s.name][0] for s, v in zip(self.slots, slots, strict=True)
+        ]
+        return group, wide.params[0], wide.grads[0], slots, state, torch.float32, [*writes, store]
 
     def _step_out_of_place(
         self,
@@ -295,6 +355,7 @@ class Optimizer(torch.optim.Optimizer):
         slots: list[Any],
         state: dict[str, Any],
         widest: torch.dtype,
+        writes: list[Write],
     ) -> None:
         """Update one parameter by `_functional`. Where that is recorded, what it read stays as it
         is: it reads a copy of the parameter, and the state takes the new tensors."""
@@ -321,6 +382,8 @@ class Optimizer(torch.optim.Optimizer):
                 state[slot.name] = value.clone() if slot.scalar else value
             else:
                 old.copy_(as_stored(new, old))
+        if writes:
+            _end(writes)
 
     def _run(self, update: Callable[[Group, Rows], None], group: Group, rows: Rows) -> None:
         """The update, of copies where the stored tensors do not serve."""
@@ -330,27 +393,52 @@ class Optimizer(torch.optim.Optimizer):
             update = self._single_tensor
             if self.sparse != "linear":
                 rows, scattered = rows.gathered()
-        wide, rounded = rows.widened()
+        wide, writes = rows.widened()
         update(group, wide)
-        for stored, value in rounded:
-            stored.copy_(value)
+        for write in writes:
+            write()
         for stored, place, value in scattered:
             stored[place] = value
 
     def _fused_step(self, compiling: bool) -> list[Group]:
-        """Run the fused kernel for the groups that ask for it; the groups that are done. A step
-        that must not wait for the device is fused there, too, where it can be: its numbers stay on
-        it, as they do in a graph of the compiler."""
-        groups = [
-            g
-            for g in self.param_groups
-            if g["fused"] or (_on_device(g) and not (compiling or self._is_recorded(g)))
-        ]
+        """Run kernels for the groups that want them; the groups that are done."""
+        groups = [group for group in self.param_groups if self._wants_kernel(group, compiling)]
         if not groups:
             return []
         from . import _fused
 
         return _fused.step(self, groups)
+
+    def _wants_kernel(self, group: Group, compiling: bool) -> bool:
+        """Whether a group asks for kernels, or what `set_default` says does. A step that must not
+        wait for the device is fused, too, where it can be: its numbers stay there, as they do in a
+        graph of the compiler."""
+        if group["fused"]:
+            return True
+        if self._is_recorded(group):
+            return False
+        is_open = group["fused"] is None and group["foreach"] is None
+        return (is_open and _prefers_kernels) or (_on_device(group) and not compiling)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether the step undoes a loss scale itself, as kernels do: `GradScaler` asks."""
+        groups = [group for group in self.param_groups if self._wants_kernel(group, False)]
+        if not groups:
+            return False
+        from . import _fused
+
+        return _fused.serves(self, groups)
+
+    def _update_without_kernel(self, group: Group) -> tuple[Callable[[Group, Rows], None], bool]:
+        """An update in place, and whether it is one of lists."""
+        if group["fused"] and all(type(p) in (Tensor, torch.nn.Parameter) for p in group["params"]):
+            from . import _blocks, _fused
+
+            if _fused.is_elementwise(self):
+                return functools.partial(_blocks.update, self), True
+        foreach = self._uses_foreach(group)
+        return self._multi_tensor if foreach else self._single_tensor, foreach
 
     @staticmethod
     def _uses_foreach(group: Group) -> bool:
@@ -362,15 +450,22 @@ class Optimizer(torch.optim.Optimizer):
     def _initialise(self, group: Group, param: Tensor) -> dict[str, Any]:
         """The parameter's state, with the slots that it lacks. What a user put there stays."""
         state: dict[str, Any] = self.state.get(param, {})
+        policy = _policy.of(group, param)
         for slot in self.slots:
             if slot.initial is None or state.get(slot.name) is not None:
                 continue
             if slot.exists(group, param):
                 with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
-                    value = slot.initial(group, param)
+                    example = param if policy is None else policy.example(param)
+                    value = slot.initial(group, example)
                     if slot.scalar and isinstance(value, Tensor):
                         value = value.to(scalar_dtype(), copy=True)
-                    state[slot.name] = kept(slot, value, group, param) if slot.scalar else value
+                    if slot.scalar:
+                        state[slot.name] = kept(slot, value, group, param)
+                    else:
+                        state |= _policy.stored(policy, slot.name, value, param)
+        if policy is not None:
+            policy.complete(state, param)
         if state:
             self.state[param] = state
         return state
@@ -379,38 +474,89 @@ class Optimizer(torch.optim.Optimizer):
         self, index: int, group: Group, params: list[Tensor], foreach: bool
     ) -> list[tuple[Rows, Callable[[], None]]]:
         """Those of the parameters that have a gradient, in batches, and what ends each batch."""
-        tensor_slots = [slot for slot in self.slots if not slot.scalar]
-        batches: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+        streams = _policy.streams(self.param_groups, group)
+        result = []
+        # Vectors hold all of a group's numbers: each parameter has its state before the first one.
+        for rows in [*self._alike(group, params, foreach)]:
+            rows.unset = self._begin_unset(group, rows)
+            rows.precision = self._precision(group, rows.params, streams)
+            scatter = self._gather_scalars(index, group, rows.params, rows)
+            result.append((rows, self._commit(rows.params, rows, scatter)))
+        return result
+
+    def _alike(self, group: Group, params: list[Tensor], foreach: bool) -> Iterator[Rows]:
+        """Rows of parameters that can be updated together, with what their states have."""
+        begins = any(slot.initial is not None for slot in self.slots) or _policy.decides(group)
+        for batch, grads in self._kinds(group, params):
+            states = [
+                self._initialise(group, param) if begins else self.state.get(param, {})
+                for param in batch
+            ]
+            # Slot by slot: a tuple for each parameter would cost more than its update.
+            slots = {
+                slot.name: _column(slot, group, batch, states)
+                for slot in self.slots
+                if not slot.scalar
+            }
+            agreements = [
+                self._agreement(param, state) if foreach else ()
+                for param, state in zip(batch, states, strict=True)
+            ]
+            for places in _agreeing([*slots.values(), agreements]):
+                yield Rows(
+                    [batch[i] for i in places],
+                    [grads[i] for i in places],
+                    {name: [column[i] for i in places] for name, column in slots.items()},
+                )
+
+    def _kinds(
+        self, group: Group, params: list[Tensor]
+    ) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
+        """Parameters that have a gradient, and these, for each device, class, layout and dtypes."""
+        kinds: dict[tuple[Any, ...], tuple[list[Tensor], list[Tensor]]] = {}
         for param in params:
             grad = param.grad
             if grad is None:
                 continue
-            self._check_param_and_grad(group, param, grad)
-            state = self._initialise(group, param)
-            unset: tuple[str, ...] = ()
-            values: list[Any] = []
-            for slot in tensor_slots:
-                exists = slot.exists(group, param)
-                value = state.get(slot.name) if exists else None
-                if exists and value is None:
-                    unset += (slot.name,)
-                    value = torch.empty_like(grad, dtype=param.dtype)
-                values.append(value)
-            dtypes = tuple([None if value is None else value.dtype for value in values])
-            agreement = self._agreement(param, state) if foreach else ()
-            kind = (type(grad), grad.dtype, grad.layout)
-            key = (unset, param.device, param.dtype, kind, dtypes, agreement)
-            batches.setdefault(key, []).append((param, grad, *values))
-        result = []
-        for (unset, *_), members in batches.items():
-            batch, grads, *columns = zip(*members, strict=True)
-            slots: dict[str, Tensors] = {
-                s.name: c for s, c in zip(tensor_slots, columns, strict=True)
-            }
-            rows = Rows(batch, grads, slots, frozenset(unset))
-            scatter = self._gather_scalars(index, group, batch, rows)
-            result.append((rows, self._commit(batch, rows, scatter)))
-        return result
+            kind = (param.device, param.dtype, type(grad), grad.dtype, grad.layout)
+            known = kinds.get(kind)
+            if known is None or grad.is_sparse:
+                self._check_param_and_grad(group, param, grad)
+            if known is None:
+                known = kinds[kind] = ([], [])
+            known[0].append(param)
+            known[1].append(grad)
+        return kinds.values()
+
+    def _begin_unset(self, group: Group, rows: Rows) -> frozenset[str]:
+        """Give rows tensors for the slots that they have without a value; the names of these."""
+        unset = frozenset(name for name, column in rows.slots.items() if column[0] is UNSET)
+        for name in unset:
+            values = []
+            for param, grad in zip(rows.params, rows.grads, strict=True):
+                value = torch.empty_like(grad, dtype=param.dtype)
+                fresh = _policy.stored(_policy.of(group, param), name, value, param)
+                values.append(fresh.pop(name))
+                self.state[param].update(fresh)
+            rows.slots[name] = values
+        return unset
+
+    def _precision(
+        self, group: Group, params: Tensors, streams: dict[Tensor, int]
+    ) -> Precision | None:
+        """How what the group stores of these parameters, which have one dtype, is stored."""
+        policy = _policy.of(group, params[0])
+        if policy is None:
+            return None
+        second = policy.second(params[0])
+        slots = [slot.name for slot in self.slots if not slot.scalar]
+        return Precision(
+            policy,
+            [self.state[p].get(second) for p in params],
+            {name: [self.state[p].get(_policy.scale_of(name)) for p in params] for name in slots},
+            [streams.get(p, 0) for p in params],
+            group.get(_policy.DRAWS, 0),
+        )
 
     def _commit(
         self, params: Tensors, rows: Rows, scatter: Callable[[], None]
@@ -497,7 +643,8 @@ class Optimizer(torch.optim.Optimizer):
         """Load a checkpoint of this optimizer, ours or torch's.
 
         Slots keep the checkpoint's dtype and move to their parameter's device; nothing shares
-        storage with `state_dict`. Execution flags stay as constructed.
+        storage with `state_dict`. Execution flags stay as constructed, and so does what says in
+        how many bits to store: slots are converted to it.
 
         Raises:
             ValueError: the groups differ in number or size, or slots are missing or unknown.
@@ -520,6 +667,7 @@ class Optimizer(torch.optim.Optimizer):
         for group, saved in zip(groups, saved_groups, strict=True):
             loaded = {**self.defaults, **saved, **self.fixed, "params": group["params"]}
             loaded.update((name, group[name]) for name in EXECUTION_FLAGS if name in group)
+            _policy.keep(loaded, group)
             if "param_names" in group:
                 loaded.setdefault("param_names", group["param_names"])
             self.check(loaded)
@@ -547,7 +695,9 @@ class Optimizer(torch.optim.Optimizer):
         # A slot with a condition may have been turned on since: it begins at the next step.
         required = [slot.name for slot in self.slots if slot.initial and slot.when is None]
         missing = [name for name in required if given and name not in given]
-        extra = [name for name in given if name not in known]
+        tensors = [slot.name for slot in self.slots if not slot.scalar]
+        companions = _policy.companions(tensors)
+        extra = [name for name in given if name not in known and name not in companions]
         # A class that is derived elsewhere may keep more in the state than its slots.
         if not type(self).__module__.startswith(f"{__package__}."):
             extra = []
@@ -558,12 +708,13 @@ class Optimizer(torch.optim.Optimizer):
                 f"The state of parameter {key} {' and '.join(what)}. Slots of "
                 f"{type(self).__name__} are: {', '.join(known) or 'none'}."
             )
-        return {
+        copies = {
             name: kept(known[name], value, group, param, copy=True)
             if name in known and known[name].scalar
             else moved(value, param.device)
             for name, value in given.items()
         }
+        return _policy.loaded(_policy.of(group, param), copies, tensors, param)
 
 
 class Routine(Optimizer):
@@ -582,6 +733,45 @@ class Routine(Optimizer):
             raise ValueError(
                 f"{type(self).__name__} doesn't support per-parameter options (parameter groups)"
             )
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined]
+def _end(writes: list[Write]) -> None:
+    """What is stored in fewer bits is written outside of graphs."""
+    for write in writes:
+        write()
+
+
+# A slot's place among values: it has none as yet.
+UNSET = object()
+
+
+def _column(slot: Slot, group: Group, params: Tensors, states: list[dict[str, Any]]) -> list[Any]:
+    """What states have of a slot: None for parameters that do not have it."""
+    if slot.when is None:
+        return [_value(slot, state) for state in states]
+    return [
+        _value(slot, state) if slot.when(group, param) else None
+        for param, state in zip(params, states, strict=True)
+    ]
+
+
+def _value(slot: Slot, state: dict[str, Any]) -> Any:
+    value = state.get(slot.name)
+    return UNSET if value is None else value
+
+
+def _agreeing(columns: list[list[Any]]) -> Iterable[Sequence[int]]:
+    """Places where columns agree, in the dtypes of tensors and in all else."""
+    marks = [
+        [value.dtype if isinstance(value, Tensor) else value for value in column]
+        for column in columns
+        if column[0] is not None or any(value is not None for value in column)
+    ]
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for place, mark in enumerate(zip(*marks, strict=True)):
+        places.setdefault(mark, []).append(place)
+    return places.values()
 
 
 def _write(targets: list[Tensor], values: Tensor) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._policy import Precision, Write
 from ._tensors import Tensors, as_complex
 
 Group = dict[str, Any]
@@ -40,13 +41,14 @@ class Slot:
 class Rows:
     """The parameters of one group that are updated together: one device, one class of tensors, one
     set of dtypes, the same slots unset. Lists hold a tensor per parameter, `vectors` a tensor per
-    scalar slot."""
+    scalar slot; `precision` says how tensors are stored that are not stored as torch does it."""
 
     params: Tensors
     grads: Tensors
     slots: dict[str, Tensors]
     unset: frozenset[str] = frozenset()
     vectors: dict[str, Tensor] = field(default_factory=dict)
+    precision: Precision | None = None
 
     @property
     def is_complex(self) -> bool:
@@ -75,26 +77,43 @@ class Rows:
         values = [grad.values() for grad in grads]
         return Rows(gather(self.params), values, slots, self.unset, self.vectors), back
 
-    def widened(self) -> tuple[Rows, list[tuple[Tensor, Tensor]]]:
-        """Rows whose tensors all have the widest dtype among them, and what to round back: pairs of
-        a stored tensor and the wide one that takes its place during the update."""
+    def widened(self) -> tuple[Rows, list[Write]]:
+        """Rows whose tensors all have the widest dtype among them, and what then rounds each stored
+        tensor from the wide one that has its place during the update."""
+        if self.precision is not None:
+            return self.precision.widened(self)
         columns = (self.params, self.grads, *self.slots.values())
         dtypes = list(dict.fromkeys(column[0].dtype for column in columns if column[0] is not None))
         if len(dtypes) == 1:
             return self, []
-        widest = functools.reduce(torch.promote_types, dtypes)
-        back: list[tuple[Tensor, Tensor]] = []
+        widest = widest_of(dtypes)
+        writes: list[Write] = []
 
         def widen(column: Tensors) -> Tensors:
             if column[0] is None or column[0].dtype == widest:
                 return column
             wide = [tensor.to(widest) for tensor in column]
-            back.extend(zip(column, wide, strict=True))
+            writes.extend(partial(s.copy_, w) for s, w in zip(column, wide, strict=True))
             return wide
 
         grads = [grad.to(widest) for grad in self.grads]
         slots = {name: widen(column) for name, column in self.slots.items()}
-        return Rows(widen(self.params), grads, slots, self.unset, self.vectors), back
+        return Rows(widen(self.params), grads, slots, self.unset, self.vectors), writes
+
+
+def widest_of(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The dtype that holds all others.
+
+    Raises:
+        RuntimeError: one is that of codes, which mean nothing without a policy.
+    """
+    found = list(dtypes)
+    if torch.uint8 in found:
+        raise RuntimeError(
+            "This state is in 8 bits, which a group with state_dtype='int8' reads; to store it "
+            "otherwise, load its state_dict into an optimizer made for that."
+        )
+    return reduce(torch.promote_types, found)
 
 
 class Vector:

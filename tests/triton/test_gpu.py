@@ -9,6 +9,8 @@ import torch
 
 import generated
 from generated import swa_utils
+from tests.policies import POLICIES, problem
+from tests.reference import advance, contents, differences
 
 pytestmark = pytest.mark.gpu
 SIZES = ((), (0,), (7,), (513,), (64, 65), (4096,))
@@ -75,3 +77,20 @@ def test_fused_averages_follow_the_for_loop_and_wait_for_nothing(
     for flags in ({"fused": True}, {"foreach": True}, {"foreach": False}):
         for a, b in zip(averaged("cuda", **flags), expected, strict=True):
             torch.testing.assert_close(a, b, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_policies_have_the_bits_of_the_for_loop(policy: dict[str, Any]) -> None:
+    """Where no root is taken, arithmetic is the same on every device, and so is what is stored."""
+
+    def trained(device: str, **flags: Any) -> dict[str, torch.Tensor]:
+        start = problem("SGD", torch.bfloat16)
+        params = [p.to(device) for p in start.parameters]
+        optimizer = generated.SGD(params, lr=0.125, momentum=0.5, **policy, **flags)
+        rows = [[None if g is None else g.to(device) for g in row] for row in start.gradients]
+        advance(optimizer, params, rows)
+        return {name: tensor.cpu() for name, tensor in contents(optimizer).items()}
+
+    expected = trained("cpu", foreach=False)
+    for flags in ({"fused": True}, {"fused": True, "capturable": True}, {"foreach": True}):
+        assert differences(expected, trained("cuda", **flags)) == []

@@ -15,8 +15,8 @@ from optdsl.parse import parse
 from optdsl.pipeline import shipped_library
 from optdsl.resolve import resolve
 from optdsl.source import Source
-from optdsl.targets import triton
-from tests.random_specs import JUMPY, SMOOTH, updates
+from optdsl.targets import layout, program, triton
+from tests.random_specs import JUMPY, NESTED, SMOOTH, updates
 
 SPEC = """
 optimizer Example {{
@@ -41,7 +41,8 @@ def view(text: str) -> triton.View | None:
     ("option", "step", "has_kernel"),
     [
         ("fast", "lr * a", True),
-        ("fast", "lr * a / norm(a)", False),  # a second pass over the elements
+        ("fast", "lr * a / norm(a)", True),  # in two passes
+        ("fast", "lr * a / host(norm(a))", False),
         ("block", "lr * a", False),  # the kernel's own constant
         ("a_type", "lr * a", False),  # the constant that holds the slot's type
     ],
@@ -84,7 +85,12 @@ optimizer Example {{
 
 
 def test_a_long_number_is_named_after_what_it_scales() -> None:
-    lowered = view("""
+    (unit,), _ = resolve(
+        [
+            parse(
+                Source(
+                    "example.opt",
+                    """
 optimizer Example {
     hyper lr = 0.1
     hyper damping = 0.5
@@ -96,11 +102,15 @@ optimizer Example {
         descend lr * (1 - damping) / (1 + damping) / (2 - damping) * b
     }
 }
-""")
-    assert lowered is not None
-    assert [column.name for column in lowered.columns] == [
-        "one_minus_damping", "factor_of_b", "factor_of_b_2",
-    ]  # fmt: skip
+""",
+                )
+            )
+        ]
+    )
+    assert isinstance(unit, Spec)
+    kernel = program.kernel_of(unit)
+    assert kernel is not None
+    assert kernel.columns == ("one_minus_damping", "factor_of_b", "factor_of_b_2")
 
 
 def test_a_derived_optimizer_inherits_its_kernel() -> None:
@@ -112,11 +122,11 @@ def test_a_derived_optimizer_inherits_its_kernel() -> None:
 
 
 @settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=20)
-@given(updates(SMOOTH + JUMPY))
+@given(updates(SMOOTH + JUMPY + 2 * NESTED))
 def test_kernels_are_emitted_as_formatted(text: str) -> None:
     lowered = view(text)
     assume(lowered is not None)
-    emitted = render("triton.py.jinja", lowered)
+    emitted = layout.module(render("triton.py.jinja", lowered))
     # Comments quote the spec, at its length.
     for command in (["format", "--diff"], ["check", "--select", "E,F,I,W", "--ignore", "E501"]):
         checked = subprocess.run(

@@ -1,5 +1,6 @@
-"""A running average: one tensor at a time, lists of them, and one kernel launch for all."""
+"""A running average: one tensor, lists of them, and the update that kernels are made of."""
 
-from optdsl.targets.average.lower import kernel, lower
+from optdsl.targets.average.lower import NOTE, lower, update_of
+from optdsl.targets.average.view import View
 
-__all__ = ["kernel", "lower"]
+__all__ = ["NOTE", "View", "lower", "update_of"]

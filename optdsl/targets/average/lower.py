@@ -1,4 +1,4 @@
-"""Average -> View: a class with the two forms; and -> the kernel that updates all tensors at once.
+"""Average -> View: a class with the two forms; and -> the update that kernels are made of.
 
 To the targets an average is an update like an optimizer's: `average` is in the place of the
 parameter, the model's `param` in that of the gradient, and `n` is one more hyperparameter.
@@ -34,11 +34,12 @@ from optdsl.ir import (
 from optdsl.ops import Kind
 from optdsl.passes.complex_views import is_linear, supports_complex
 from optdsl.source import Source, Span
-from optdsl.targets import latex, signature, triton
+from optdsl.targets import latex, signature
 from optdsl.targets.average.view import View
 from optdsl.targets.foreach.lower import Foreach
 from optdsl.targets.functional.lower import Functional, assigned
 from optdsl.targets.layout import broken_assignment, comment, indented
+from optdsl.targets.program import kernel_of
 from optdsl.targets.signature import TYPES
 from optdsl.targets.torch_code import Lines, Writer, unpack
 
@@ -64,14 +65,13 @@ def lower(average: Average) -> View:
     )
 
 
-def kernel(average: Average) -> triton.View | None:
-    """The kernel's view: later models enter by `multi`, the first one is copied. None where a pass
-    over the elements cannot compute it."""
+def update_of(average: Average) -> Spec:
+    """An average as kernel targets take it: later models enter by `multi`, the first is copied."""
     lets = (map_stmt(let, _as_update) for let in average.lets)
     first = Assign(PARAM, GRAD, span=_said("average = param"))
     later = Assign(PARAM, _as_update(average.multi.value), span=average.multi.span)
     is_later = apply("ne", Ref("n", Role.GIVEN, Kind.HYPER), Const(0))
-    return triton.lower(_spec(average, (*lets, If(is_later, (later,), (first,)))), NOTE)
+    return _spec(average, (*lets, If(is_later, (later,), (first,))))
 
 
 def _spec(average: Average, body: tuple[Stmt, ...]) -> Spec:
@@ -142,7 +142,8 @@ def _is_linear(average: Average) -> bool:
 
 
 def _attributes(average: Average) -> Lines:
-    lines = [f'kernels = "{average.name.lower()}"'] if kernel(average) is not None else []
+    has_kernel = kernel_of(update_of(average)) is not None
+    lines = [f'kernels = "{average.name.lower()}"'] if has_kernel else []
     if not _is_separable(average):
         lines.append("separable = False")
     elif not _is_linear(average):

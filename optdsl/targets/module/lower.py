@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from optdsl import printing
 from optdsl.ir import (
     FLAGS,
+    POLICIES,
     Apply,
     Const,
     Expr,
@@ -21,7 +22,7 @@ from optdsl.ir import (
 )
 from optdsl.ops import Kind
 from optdsl.passes import supports_complex
-from optdsl.targets import latex, signature, triton
+from optdsl.targets import latex, program, signature
 from optdsl.targets.layout import WIDTH, bracketed, broken_assignment, indented
 from optdsl.targets.module.view import View
 from optdsl.targets.signature import is_dependent, quoted
@@ -41,6 +42,21 @@ FLAG_ROWS = {
     "differentiable": ("bool", "False", "record the step, so that gradients flow through it"),
     "fused": ("bool | None", "None", "update all tensors in one kernel"),
 }  # fmt: skip
+POLICY_ROWS = {
+    "rounding": (
+        'Literal["nearest", "stochastic"]', '"nearest"', "how parameters of 16 bits are rounded",
+    ),
+    "kahan": (
+        "bool", "False", "keep what rounding takes from parameters of 16 bits, in 16 bits more",
+    ),
+    "master_weights": ("bool", "False", "keep a float32 copy of parameters of 16 bits"),
+    "state_dtype": (
+        'torch.dtype | Literal["int8"] | None', "None",
+        "store slots in torch.float32, torch.bfloat16 or 8 bits; by default as torch does",
+    ),
+    "seed": ("int", "0", "where the random bits of rounding begin"),
+}  # fmt: skip
+ROWS = FLAG_ROWS | POLICY_ROWS
 
 
 def lower(spec: Spec) -> View:
@@ -53,7 +69,7 @@ def lower(spec: Spec) -> View:
         headline=headline,
         documentation=tuple(documentation),
         attributes=indented(_attributes(spec)),
-        parameters=tuple(_parameter(spec, name) for name in spec.signature),
+        parameters=tuple(_parameter(spec, name) for name in _signature(spec)),
         construction=indented(_forward(spec) if derived else _defaults(spec), 2),
         checks=() if derived else indented(_checks(spec), 2),
         routine=f"_{spec.routine}" if spec.routine else "",
@@ -68,11 +84,22 @@ def _base(spec: Spec) -> str:
 # The constructor
 
 
+def _policies(spec: Spec) -> tuple[str, ...]:
+    """What it can be told about precision: a routine, or an update of single elements, nothing."""
+    return () if spec.routine or spec.sparse.mode == "only" else POLICIES
+
+
+def _signature(spec: Spec) -> tuple[str, ...]:
+    policies = _policies(spec)
+    star = ("*",) if policies and "*" not in spec.signature else ()
+    return (*spec.signature, *star, *policies)
+
+
 def _parameter(spec: Spec, name: str) -> str:
     if name == "*":
         return "*"
-    if name in FLAGS:
-        annotation, default, _ = FLAG_ROWS[name]
+    if name in ROWS:
+        annotation, default, _ = ROWS[name]
         return f"{name}: {annotation} = {default}"
     hyper = _hyper(spec, name)
     return signature.parameter(hyper, signature.annotation(hyper, REAL))
@@ -85,6 +112,8 @@ def _hyper(spec: Spec, name: str) -> Hyper:
 def _defaults(spec: Spec) -> Lines:
     names = [n for n in spec.signature if n != "*"]
     entries = [f'"{n}": {n}' for n in names]
+    policies = _policies(spec)
+    entries += [f"**precision({', '.join(policies)})"] if policies else []
     dependent = [h for h in spec.hypers if is_dependent(h)]
     return (
         *(line for h in dependent for line in signature.resolution(h)),
@@ -94,7 +123,7 @@ def _defaults(spec: Spec) -> Lines:
 
 
 def _forward(spec: Spec) -> Lines:
-    given = [f"{n}={n}" for n in spec.signature if n != "*"]
+    given = [f"{n}={n}" for n in _signature(spec) if n != "*"]
     return bracketed("super().__init__(", ["params", *given], ")", 8)
 
 
@@ -171,7 +200,7 @@ def _attributes(spec: Spec) -> Lines:
         fixed = ", ".join(f'"{n}": {v}' for n, v in spec.fixed)
         return (f"fixed: ClassVar[dict[str, bool]] = {{{fixed}}}",) if spec.fixed else ()
     # Not every kind of update has a kernel: then the base's empty name stays.
-    fused = triton.lower(spec) is not None
+    fused = program.kernel_of(spec) is not None
     sparse = spec.sparse
     lines = [] if supports_complex(spec) else ["supports_complex = False"]
     lines += [f'sparse = "{sparse.mode}"'] if sparse.mode != "none" else []
@@ -246,7 +275,7 @@ def _documentation(spec: Spec) -> Lines:
     dtypes = "floating-point or complex" if supports_complex(spec) else "floating-point"
     what = f"{dtypes} parameters with {_layouts(spec)} gradients"
     lines += indented(signature.entry("params", "iterable", f"{what}, or groups of them"))
-    for name in spec.signature:
+    for name in _signature(spec):
         if name != "*":
             lines += indented(_describe(spec, name))
     errors = [r.message for r in spec.requires if _subject(spec, r) is None]
@@ -266,8 +295,8 @@ def _layouts(spec: Spec) -> str:
 
 
 def _describe(spec: Spec, name: str) -> Lines:
-    if name in FLAGS:
-        annotation, default, meaning = FLAG_ROWS[name]
+    if name in ROWS:
+        annotation, default, meaning = ROWS[name]
         return signature.entry(name, annotation, f"{meaning}. Default: {default}")
     hyper = _hyper(spec, name)
     conditions = [

@@ -1,4 +1,4 @@
-"""One kernel launch for all tensors, and the scalar program on the host and on the device."""
+"""One kernel launch for all tensors, and the scalar program on the device."""
 
 from optdsl.targets.triton.lower import lower
 from optdsl.targets.triton.view import View

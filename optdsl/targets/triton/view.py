@@ -29,32 +29,45 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """A pass over the elements, and the function that handles a block of them, whose lines are
+    `numbers` and `body`; `call` calls it. The last pass `stores`. The others keep what they make of
+    a block, the lines `partial`; the function `total` makes numbers of all blocks of a tensor."""
+
+    name: str
+    does: str
+    block: str
+    block_does: str
+    tensors: tuple[Tensor, ...]
+    numbers: Lines
+    uses_grad: bool
+    body: Lines
+    addresses: Lines
+    stores: bool
+    call: str
+    partial: Lines
+    partial_count: int
+    total: str
+    totals: Lines
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     name: str
+    launches: str
     note: tuple[str, ...]
-    slots: str
-    scalar_slot_names: str
-    # Names that decide how the kernel is specialised.
-    options: str
-    optional_slots: str
-    deciding: str
     # The scalar program.
     column_count: int
     input_count: int
-    uses_python_math: bool
-    uses_torch: bool
-    given: Lines
-    scalars_head: Lines
-    host_scalars: Lines
-    host_results: Lines
     inputs: tuple[Entry, ...]
     scalar_slots: tuple[Entry, ...]
     device_scalars: Lines
     device_results: tuple[Entry, ...]
-    # The kernel.
-    tensors: tuple[Tensor, ...]
-    columns: tuple[Entry, ...]
-    new_scalar_slots: tuple[Entry, ...]
-    addresses: Lines
+    # The kernels.
     constants: Lines
-    body: Lines
+    # The place of the address of a parameter's second tensor.
+    other: str
+    new_scalar_slots: tuple[Entry, ...]
+    reduction_count: int
+    passes: tuple[Pass, ...]
+    stages: str

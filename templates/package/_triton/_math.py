@@ -5,20 +5,13 @@ Triton's own `/` and `sqrt` are approximations in float32. Kernels are compiled 
 contraction: a product and a sum become one instruction only where `fma` says so.
 """
 
-from ctypes import c_float
-
 import triton
 import triton.language as tl
 
 
-def single(value: float) -> float:
-    """The nearest float32, on the host."""
-    return c_float(value).value
-
-
 @triton.jit
 def to_single(value):
-    """The nearest float32, on the device."""
+    """The nearest float32."""
     return tl.cast(tl.cast(value, tl.float32), tl.float64)
 
 
@@ -161,3 +154,71 @@ def negation(x):
 def full_like(x, value):
     """A tensor of the shape and dtype of `x`, filled."""
     return tl.zeros_like(x) + value
+
+
+# Reductions: what each element gives, what a program makes of its elements, and what becomes of the
+# numbers of all programs. Numbers are float64, and added in an order that depends on nothing else.
+
+
+@triton.jit
+def widened(x):
+    """x"""
+    return x.to(tl.float64)
+
+
+@triton.jit
+def square(x):
+    """x * x"""
+    wide = x.to(tl.float64)
+    return wide * wide
+
+
+@triton.jit
+def product(x, y):
+    """x * y"""
+    return x.to(tl.float64) * y.to(tl.float64)
+
+
+@triton.jit
+def magnitude(x):
+    """|x|"""
+    return tl.abs(x.to(tl.float64))
+
+
+@triton.jit
+def total(terms):
+    """The sum of a block."""
+    return tl.sum(terms, axis=0)
+
+
+@triton.jit
+def largest(terms):
+    """The largest of a block that is nowhere negative; NaN where one is."""
+    is_nan = terms != terms
+    found = tl.max(tl.where(is_nan, 0.0, terms), axis=0)
+    return tl.where(tl.max(is_nan.to(tl.int32), axis=0) != 0, float("nan"), found)
+
+
+@triton.jit
+def total_of(partial, count, STRIDE: tl.constexpr, WIDTH: tl.constexpr):
+    """The sum of `count` numbers, each `STRIDE` behind the one before."""
+    lanes = tl.arange(0, WIDTH)
+    found = tl.zeros((WIDTH,), tl.float64)
+    first = 0
+    while first < count:
+        found += tl.load(partial + (first + lanes) * STRIDE, mask=first + lanes < count, other=0.0)
+        first += WIDTH
+    return total(found)
+
+
+@triton.jit
+def largest_of(partial, count, STRIDE: tl.constexpr, WIDTH: tl.constexpr):
+    """The largest of `count` numbers, of which none is negative."""
+    lanes = tl.arange(0, WIDTH)
+    found = tl.zeros((WIDTH,), tl.float64)
+    first = 0
+    while first < count:
+        more = tl.load(partial + (first + lanes) * STRIDE, mask=first + lanes < count, other=0.0)
+        found = tl.maximum(found, more, propagate_nan=tl.PropagateNan.ALL)
+        first += WIDTH
+    return largest(found)

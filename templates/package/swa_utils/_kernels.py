@@ -1,4 +1,4 @@
-"""Averages with fused=True -> one kernel launch per device and dtypes, which waits for nothing."""
+"""Averages with fused=True -> one call of a kernel per device and dtypes."""
 
 from __future__ import annotations
 
@@ -7,45 +7,49 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
-from .. import _fused
+from .._fused._backends import (
+    WITHOUT,
+    batch_of,
+    program_of,
+    say_once,
+    what_lacks_kernels,
+)
+from .._fused._compile import Unavailable
+from .._fused._members import Member, is_dense, likeness_test
 from .._slots import Group
 from .._tensors import as_real
 from ._average import Average, batches
 
 
-class _Launch(_fused._Launch):
-    """A launch whose parameters are averages, and whose gradients are the tensors of a model."""
+class _Update:
+    """One call for averages, in the place of parameters, and what enters them, in that of
+    gradients."""
 
     def __init__(
-        self, kernels: Any, group: Group, averages: list[Tensor], params: list[Tensor]
+        self, program: Any, group: Group, averages: list[Tensor], params: list[Tensor]
     ) -> None:
         self.group = group
-        self.sources = params
-        members = [
-            _fused._Member(group, a, _dense(a), {}, frozenset(), p.dtype)
-            for a, p in zip(averages, params, strict=True)
-        ]
-        scalars = (
-            _fused._DeviceScalars(kernels, members)
-            if isinstance(group["n"], Tensor)
-            else _fused._HostScalars(kernels, members, {})
-        )
-        super().__init__(kernels, members, scalars)
+        members = [Member(group, a, _dense(a), {}) for a in averages]
+        on_device = isinstance(group["n"], Tensor)
+        pairs = list(zip(members, params, strict=True))
+        self.batch = batch_of(program, pairs, on_device, {})
+        self.are_like = likeness_test([*averages, *params])
+        self.places = _places(averages)
 
-    def gradients(self) -> list[Any]:
-        return self.sources
+    def holds(self, averages: list[Tensor], params: list[Tensor]) -> bool:
+        """Whether the tensors are those, or others like them in the place of the params."""
+        return self.are_like(*averages, *params) and _places(averages) == self.places
 
-    def average(self, group: Group, params: list[Tensor]) -> None:
+    def run(self, group: Group, averages: list[Tensor], params: list[Tensor]) -> None:
         self.group.update(group)
-        self.sources = params
-        self._refresh_grads()
-        self.run(None, None)
-        self.sources = []  # the model belongs to somebody else
+        self.batch.run(params, None, None)
+        increment_version([a for a in averages if not a.is_inference()])
 
 
-# The launches of the last update, good for averages that still lie where they did.
-_launches: WeakKeyDictionary[nn.Module, dict[Any, _Launch]] = WeakKeyDictionary()
+# The calls of the last update, good for averages that still lie where they did.
+_updates: WeakKeyDictionary[nn.Module, dict[Any, _Update]] = WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -70,28 +74,40 @@ def update(
         if n == 0:
             return averages, params  # the first model is copied, whatever the numbers are
     group = {**average.at(n), "maximize": False}
-    known, used = _launches.get(model, {}), dict[Any, _Launch]()
+    known, used = _updates.get(model, {}), dict[Any, _Update]()
     left: tuple[list[Tensor], list[Tensor]] = ([], [])
     for olds, news in batches(*(_parts(average, tensors) for tensors in (averages, params))):
-        kernels = _kernels(average, olds, news)
-        if kernels is None:
+        key = (average.kernels, olds[0].device, olds[0].dtype, news[0].dtype, type(n))
+        last = known.get(key)
+        current = last if last is not None and last.holds(olds, news) else None
+        if current is None:
+            current = _update_of(average, dict(group), olds, news)
+        if current is None:
             left[0].extend(olds)
             left[1].extend(news)
             continue
-        places = tuple((t.data_ptr(), t.shape, t.stride()) for t in olds)
-        key = (kernels.__name__, news[0].dtype, olds[0].dtype, type(n), places)
-        used[key] = launch = known.get(key) or _Launch(kernels, dict(group), olds, news)
-        launch.average(group, news)
-    _launches[model] = used
+        used[key] = current
+        current.run(group, olds, news)
+    _updates[model] = used
     return left
 
 
-def _kernels(average: Average, averages: list[Tensor], params: list[Tensor]) -> Any:
-    """The module with the kernels; None for integers, and where there is none."""
+def _update_of(
+    average: Average, group: Group, averages: list[Tensor], params: list[Tensor]
+) -> _Update | None:
+    """None for integers, and where there is no kernel."""
     if not (averages[0].is_floating_point() and params[0].is_floating_point()):
         return None
     asked: Any = average
-    return _fused._kernels(asked, {"fused": None, "params": averages})
+    what = what_lacks_kernels(asked, {"params": averages})
+    if what:
+        say_once(f"There is no fused kernel for {what}. {WITHOUT}")
+        return None
+    try:
+        return _Update(program_of(asked), group, averages, params)
+    except Unavailable as reason:
+        say_once(f"{reason} {WITHOUT}")
+        return None
 
 
 def _parts(average: Average, tensors: list[Tensor]) -> list[Tensor]:
@@ -100,4 +116,8 @@ def _parts(average: Average, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    return tensor if _fused._is_dense(tensor) else torch.empty_like(tensor)
+    return tensor if is_dense(tensor) else torch.empty_like(tensor)
+
+
+def _places(tensors: list[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, tensors))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,6 +28,41 @@ VARIATIONS = {**for_loop.VARIATIONS, "ASGD": {**for_loop.VARIATIONS["ASGD"], "t0
 STEPS = {name: 8 if name == "RAdam" else 4 for name in NAMES}
 # One element, less than a vector, less than a block, odd, several blocks, none.
 SIZES = (1, 7, 64, 513, 1000, 4097, 0)
+# What moves parameters.
+LR = {"Adadelta": 1.0}
+# The groups share a launch: its rows differ in the branch that they take.
+SECOND_GROUP: dict[str, dict[str, Any]] = {
+    "RAdam": {"betas": (0.8, 0.6)},  # never scales
+    "ASGD": {"t0": 2},
+}
+THIRD_GROUP: dict[str, dict[str, Any]] = {
+    "RAdam": {"betas": (0.8, 0.9)},
+    "Rprop": {"etas": (0.25, 1.5)},
+}
+
+# In units of the last place. Every operation is rounded to nearest, and so is every number that
+# comes from the table: a slot is at most four such errors, each half a unit of a term. A parameter
+# takes over the error of a step whose terms cancel: up to five bits with momentum, seven where
+# RMSprop subtracts the squared mean from the mean square.
+SLOT_ULPS = 4
+PARAM_ULPS = 32
+LIMITS = {
+    ("RMSprop", "param"): 128,
+    # The square of a step, which is a quotient of roots: sixteen roundings.
+    ("Adadelta", "acc_delta"): 8,
+    # The average begins as the parameter, with its errors.
+    ("ASGD", "ax"): PARAM_ULPS,
+    # What is added has two more roundings than a gradient: its decay, and the rate of its tensor.
+    ("LARS", "momentum_buffer"): 8,
+}
+# In float64 the sixth step of RAdam is sensitive to beta2 ** step, which libraries round in two
+# ways. A unit of it, 2 ** -53, is 12 / (1 - beta2 ** 6) ** 2 times as much of rho_t, and three
+# tenths of that, relatively, of the step: 2 ** -36 with 0.999, which is 2 ** 17 units of a
+# parameter as small as the step.
+RADAM_FLOAT64_ULPS = 2**17
+# One rounding to storage: the neighbour of the nearest value where the reference lies in between.
+NARROW_ULPS = 1
+
 Array = Any
 
 
@@ -38,6 +74,12 @@ def choices(name: str, **more: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
 
 def has(name: str, option: str) -> bool:
     return option in inspect.signature(getattr(generated, name)).parameters
+
+
+def launches(name: str) -> int:
+    """How many a step of one batch needs: one to update, and two for each pass before that."""
+    program = importlib.import_module(f"generated._programs.{getattr(generated, name).kernels}")
+    return 1 + 2 * len(program.REDUCTIONS)
 
 
 def parameters(dtype: torch.dtype, shift: int = 0, sizes: tuple[int, ...] = SIZES) -> list[Tensor]:
@@ -168,3 +210,34 @@ def step_and_compare(name: str, optimizer: Any) -> dict[str, float]:
                 errors = errors[~skip]
             worst[key] = max(worst.get(key, 0.0), float(np.max(errors, initial=0.0)))
     return worst
+
+
+def optimizer(name: str, dtype: torch.dtype, **arguments: Any) -> tuple[Any, tuple[int, ...]]:
+    """A fused optimizer of three groups, and how far behind an aligned address the gradients of
+    each are to begin: all aligned; misaligned parameters; misaligned gradients."""
+    torch.manual_seed(0)
+    lr = LR.get(name, 0.01)
+    second = {"lr": 0.3 * lr, **SECOND_GROUP.get(name, {})}
+    third = THIRD_GROUP.get(name, {"weight_decay": 0})
+    groups = [
+        {"params": parameters(dtype)},
+        {"params": parameters(dtype, shift=1), **second},
+        {"params": parameters(dtype, sizes=(64, 513)), **third},
+    ]
+    return getattr(generated, name)(groups, **{"lr": lr, **arguments}, fused=True), (0, 0, 1)
+
+
+def step_with_new_gradients(name: str, optimizer: Any, shifts: tuple[int, ...]) -> dict[str, float]:
+    """One step, compared with the reference."""
+    for group, shift in zip(optimizer.param_groups, shifts, strict=True):
+        give_gradients(group["params"], shift)
+    return step_and_compare(name, optimizer)
+
+
+def limit(name: str, key: str, dtype: torch.dtype) -> int:
+    """The most that a slot or the parameter of an optimizer may be off."""
+    if dtype.itemsize == 2:
+        return NARROW_ULPS
+    if (name, key, dtype) == ("RAdam", "param", torch.float64):
+        return RADAM_FLOAT64_ULPS
+    return LIMITS.get((name, key), PARAM_ULPS if key == "param" else SLOT_ULPS)

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from generated import _fused
 from generated import swa_utils as ours
+from generated._fused import _batch
 from generated.swa_utils import _kernels
 from optdsl import build, interpret, pipeline
 from optdsl.ir import Average
@@ -62,9 +62,9 @@ def update(averaged: Any, model: nn.Module) -> int:
     """The launches of an update by a model that has moved."""
     for param in model.parameters():
         param.data.copy_(torch.randn(param.shape, dtype=torch.float64))
-    before = _fused.launches
+    before = _batch.launches
     averaged.update_parameters(model)
-    return _fused.launches - before
+    return _batch.launches - before
 
 
 def driven(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def test_launches_are_kept_while_the_averages_stay_where_they_are() -> None:
         update(averaged, model)
         loop.update_parameters(model)
         assert_twins(averaged, loop)
-        return list(_kernels._launches[averaged].values())
+        return list(_kernels._updates[averaged].values())
 
     (first,) = both()
     assert both() == [first]
@@ -197,7 +197,7 @@ def test_launches_are_kept_while_the_averages_stay_where_they_are() -> None:
     loop.average.group["decay"] = 0.5
     assert both() == [second]
     other = copy.deepcopy(averaged)
-    assert other not in _kernels._launches
+    assert other not in _kernels._updates
 
 
 def test_an_invalid_hyperparameter_is_refused_before_anything_changes() -> None:

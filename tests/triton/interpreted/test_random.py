@@ -21,13 +21,12 @@ from optdsl.emit import render
 from optdsl.parse import parse
 from optdsl.resolve import resolve
 from optdsl.source import Source
-from optdsl.targets import triton
-from tests.random_specs import SMOOTH, updates
+from optdsl.targets import program, triton
+from tests.random_specs import NESTED, SMOOTH, updates
 
-SIZE = 37
-# What a kernel of one pass can compute.
-REDUCTIONS = ("norm(", "mean(", "dot(", "sum(", "max_abs(")
-ELEMENTWISE = tuple(p for p in SMOOTH if not any(name in p for name in REDUCTIONS))
+# One chunk, several with a part of one, none.
+SIZES = (37, 2500, 0)
+PATTERNS = SMOOTH + 2 * NESTED
 NUMBERS = itertools.count()
 QUICK = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=60)
 LONG = settings(QUICK, max_examples=2000)
@@ -44,17 +43,22 @@ class Random(Optimizer):
 
 
 def compiled(text: str, folder: Path) -> tuple[Any, str]:
-    """The spec, and the name of the module with its kernels. Triton reads sources from files."""
+    """The spec, and the name of the modules with its kernels. Triton reads sources from files."""
     (spec,), _ = resolve([parse(Source("random.opt", text))])
     name = f"random_{next(NUMBERS)}"
-    path = folder / f"{name}.py"
-    path.write_text(render("triton.py.jinja", triton.lower(spec)))
-    found = importlib.util.spec_from_file_location(f"generated._triton.{name}", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[module.__name__] = module
-    found.loader.exec_module(module)
+    texts = {
+        "_programs": render("program.py.jinja", program.lower(spec)),
+        "_triton": render("triton.py.jinja", triton.lower(spec)),
+    }
+    for room, emitted in texts.items():
+        path = folder / f"{room}_{name}.py"
+        path.write_text(emitted)
+        found = importlib.util.spec_from_file_location(f"generated.{room}.{name}", path)
+        assert found is not None
+        assert found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        sys.modules[module.__name__] = module
+        found.loader.exec_module(module)
     return spec, name
 
 
@@ -63,20 +67,27 @@ def check(text: str, flag: bool, capturable: bool, folder: Path, tolerance: floa
     spec, name = compiled(text, folder)
     Random.kernels = name
     generator = torch.Generator().manual_seed(7)
-    param, grad = (torch.randn(SIZE, dtype=torch.float64, generator=generator) for _ in range(2))
+    params, grads = (
+        [torch.randn(n, dtype=torch.float64, generator=generator) for n in SIZES] for _ in range(2)
+    )
     hypers = {"c": 0.3, "d": 0.7, "flag": flag}
     flags = {"maximize": False, "foreach": None, "differentiable": False, "fused": True}
-    optimizer = Random([param], {**hypers, **flags, "capturable": capturable})
-    expected, state = param.numpy().copy(), None
-    param.grad = grad
+    optimizer = Random(params, {**hypers, **flags, "capturable": capturable})
+    starts = [param.numpy().copy() for param in params]
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
     for _ in range(2):
         optimizer.step()
-        expected, state = interpret.step(spec, hypers, expected, grad.numpy(), state)
-    slots = optimizer.state[param]
-    for got, want in ((param, expected), (slots["a"], state["a"]), (slots["step"], state["step"])):
-        if not np.isfinite(want).all() or np.abs(want).max(initial=0) > 1e6:
-            return  # an exploding program says nothing about rounding
-        np.testing.assert_allclose(got.numpy(), want, rtol=tolerance, atol=tolerance)
+    for param, start, grad in zip(params, starts, grads, strict=True):
+        expected, state = start, None
+        for _ in range(2):
+            expected, state = interpret.step(spec, hypers, expected, grad.numpy(), state)
+        slots = optimizer.state[param]
+        found = ((param, expected), (slots["a"], state["a"]), (slots["step"], state["step"]))
+        for got, want in found:
+            if not np.isfinite(want).all() or np.abs(want).max(initial=0) > 1e6:
+                break  # an exploding program says nothing about rounding
+            np.testing.assert_allclose(got.numpy(), want, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @QUICK
-@given(updates(ELEMENTWISE), st.booleans(), st.booleans())
+@given(updates(PATTERNS), st.booleans(), st.booleans())
 def test_random_updates(folder: Path, text: str, flag: bool, capturable: bool) -> None:
     check(text, flag, capturable, folder)
 
@@ -170,6 +181,6 @@ def test_numbers_are_float64_wherever_they_stand(
 
 @pytest.mark.slow
 @LONG
-@given(updates(ELEMENTWISE), st.booleans(), st.booleans())
+@given(updates(PATTERNS), st.booleans(), st.booleans())
 def test_many_random_updates(folder: Path, text: str, flag: bool, capturable: bool) -> None:
     check(text, flag, capturable, folder)

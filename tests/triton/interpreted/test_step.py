@@ -14,6 +14,7 @@ from torch import Tensor
 
 import generated
 from generated import _fused
+from generated._fused import _batch, _triton
 from generated._optimizer import Optimizer
 
 SIZES = (5, 64, 1030)
@@ -70,10 +71,17 @@ def snapshot(optimizer: Any) -> list[Tensor]:
     return values
 
 
+def plan_of(optimizer: Any) -> Any:
+    """The plan of the last step."""
+    plan = _fused.plan_of(optimizer)
+    assert plan is not None
+    return plan
+
+
 def launches_of(optimizer: Any) -> int:
-    before = _fused.launches
+    before = _batch.launches
     optimizer.step()
-    return _fused.launches - before
+    return _batch.launches - before
 
 
 # Launches and tables
@@ -95,8 +103,8 @@ def test_the_table_has_a_row_per_group_and_number_of_steps() -> None:
     for missing, rows in (((3,), 2), ((), 3), ((), 3)):
         give_same_gradients(optimizer, missing=missing)
         optimizer.step()
-        (launch,) = _fused._plans[optimizer].launches
-        assert len(launch.table) == rows
+        (batch,) = plan_of(optimizer).calls.batches
+        assert len(batch.table) == rows
 
 
 def test_options_and_dtypes_split_launches() -> None:
@@ -120,7 +128,7 @@ def test_a_step_with_the_same_addresses_and_numbers_uploads_nothing(
     oracle.give_gradients(params_of(optimizer))
     optimizer.step()
     uploads = []
-    monkeypatch.setattr(_fused, "_upload", lambda *given: uploads.append(given))
+    monkeypatch.setattr(_triton, "_upload", lambda *given: uploads.append(given))
     optimizer.step()
     assert not uploads
     optimizer.param_groups[0]["lr"] = 0.5
@@ -418,8 +426,8 @@ def test_scalars_are_the_same_on_the_device_as_on_the_host(name: str) -> None:
         for _ in range(oracle.STEPS[name]):
             oracle.give_gradients(params)
             optimizer.step()
-        (launch,) = _fused._plans[optimizer].launches
-        tables.append(launch.table.numpy())
+        (batch,) = plan_of(optimizer).calls.batches
+        tables.append(batch.table.numpy())
     np.testing.assert_allclose(*tables, rtol=1e-10 if name == "RAdam" else 1e-12, atol=0)
 
 

@@ -10,42 +10,9 @@ import oracle
 import pytest
 import torch
 
-import generated
-from generated import _fused
+from generated._fused import _batch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# What moves parameters.
-LR = {"Adadelta": 1.0}
-# The groups share a launch: its rows differ in the branch that they take.
-SECOND_GROUP: dict[str, dict[str, Any]] = {
-    "RAdam": {"betas": (0.8, 0.6)},  # never scales
-    "ASGD": {"t0": 2},
-}
-THIRD_GROUP: dict[str, dict[str, Any]] = {
-    "RAdam": {"betas": (0.8, 0.9)},
-    "Rprop": {"etas": (0.25, 1.5)},
-}
-# In units of the last place. Every operation is rounded to nearest, and so is every number that
-# comes from the table: a slot is at most four such errors, each half a unit of a term. A parameter
-# takes over the error of a step whose terms cancel: up to five bits with momentum, seven where
-# RMSprop subtracts the squared mean from the mean square.
-SLOT_ULPS = 4
-PARAM_ULPS = 32
-LIMITS = {
-    ("RMSprop", "param"): 128,
-    # The square of a step, which is a quotient of roots: sixteen roundings.
-    ("Adadelta", "acc_delta"): 8,
-    # The average begins as the parameter, with its errors.
-    ("ASGD", "ax"): PARAM_ULPS,
-}
-# In float64 the sixth step of RAdam is sensitive to beta2 ** step, which libraries round in two
-# ways. A unit of it, 2 ** -53, is 12 / (1 - beta2 ** 6) ** 2 times as much of rho_t, and three
-# tenths of that, relatively, of the step: 2 ** -36 with 0.999, which is 2 ** 17 units of a
-# parameter as small as the step.
-RADAM_FLOAT64_ULPS = 2**17
-# One rounding to storage: the neighbour of the nearest value where the reference lies in between.
-NARROW_ULPS = 1
-
 Case = tuple[str, dict[str, Any], torch.dtype, bool]
 
 
@@ -91,36 +58,13 @@ def label(case: Case) -> str:
 
 def check(case: Case) -> None:
     name, options, dtype, capturable = case
-    torch.manual_seed(0)
-    lr = LR.get(name, 0.01)
-    second = {"lr": 0.3 * lr, **SECOND_GROUP.get(name, {})}
-    third = THIRD_GROUP.get(name, {"weight_decay": 0})
-    # Aligned; misaligned with aligned slots; aligned with misaligned gradients.
-    groups = [
-        (oracle.parameters(dtype), 0, {}),
-        (oracle.parameters(dtype, shift=1), 0, second),
-        (oracle.parameters(dtype, sizes=(64, 513)), 1, third),
-    ]
-    optimizer = getattr(generated, name)(
-        [{"params": params, **other} for params, _, other in groups],
-        **{"lr": lr, **options}, capturable=capturable, fused=True,
-    )  # fmt: skip
+    optimizer, shifts = oracle.optimizer(name, dtype, **options, capturable=capturable)
     for step in range(oracle.STEPS[name]):
-        for params, shift, _ in groups:
-            oracle.give_gradients(params, shift)
-        before = _fused.launches
-        worst = oracle.step_and_compare(name, optimizer)
-        assert _fused.launches - before == (2 if capturable else 1)
+        before = _batch.launches
+        worst = oracle.step_with_new_gradients(name, optimizer, shifts)
+        assert _batch.launches - before == oracle.launches(name) + capturable
         for key, error in worst.items():
-            assert error <= limit(name, key, dtype), (step, key, error)
-
-
-def limit(name: str, key: str, dtype: torch.dtype) -> int:
-    if dtype.itemsize == 2:
-        return NARROW_ULPS
-    if (name, key, dtype) == ("RAdam", "param", torch.float64):
-        return RADAM_FLOAT64_ULPS
-    return LIMITS.get((name, key), PARAM_ULPS if key == "param" else SLOT_ULPS)
+            assert error <= oracle.limit(name, key, dtype), (step, key, error)
 
 
 @pytest.mark.parametrize("case", pairwise(), ids=label)

@@ -1,0 +1,131 @@
+"""What a benchmark ran on, and what else ran there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.timing import rounded
+
+# Shares of the processors' time: other processes, and what a host takes from a virtual machine.
+QUIET = 0.05
+PACKAGES = ("torch", "triton", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """The processor, memory and accelerators, as far as the system says."""
+    found: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": os.cpu_count(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "memory": _field("/proc/meminfo", "MemTotal"),
+        "huge pages": _text("/sys/kernel/mm/transparent_hugepage/enabled"),
+    }
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(torch.cuda.current_device())
+        found["gpu"] = device.name
+        found["gpu memory"] = f"{device.total_memory / 2**30:.0f} GiB"
+        found["multiprocessors"] = device.multi_processor_count
+    return found
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    found["torch"] = torch.__version__
+    if torch.version.cuda is not None:
+        found["cuda"] = torch.version.cuda
+    found["compiler"] = _compiler()
+    return found
+
+
+def _compiler() -> str:
+    command = os.environ.get("CC", "cc")
+    try:
+        done = subprocess.run([*command.split(), "--version"], capture_output=True, text=True)
+    except OSError:
+        return "absent"
+    return done.stdout.partition("\n")[0]
+
+
+def settings() -> dict[str, Any]:
+    """What a process takes from its environment and decides how many threads work."""
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE", "TRITON_INTERPRET")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    return {"threads": torch.get_num_threads(), **given}
+
+
+class Watch:
+    """Who else used the processors since this was made: a machine that is not idle gives times that
+    are not its own."""
+
+    def __init__(self) -> None:
+        self.load = _load()
+        self.start = self._now()
+
+    def seen(self) -> dict[str, Any]:
+        """The load before, the share of the processors' time that went to `others` and was
+        `stolen` by the host since, and whether that makes the machine `busy`. Where the system
+        tells nothing, its load before decides."""
+        found: dict[str, Any] = {"load before": self.load}
+        now = self._now()
+        if self.start and now:
+            passed = {key: now[key] - self.start[key] for key in now}
+            capacity = max(1e-9, passed["wall"] * (os.cpu_count() or 1))
+            found["others"] = rounded(max(0.0, passed["busy"] - passed["own"]) / capacity, 2)
+            found["stolen"] = rounded(passed["stolen"] / capacity, 2)
+            found["busy"] = found["others"] > QUIET or found["stolen"] > QUIET
+        else:
+            found["busy"] = self.load is not None and self.load > 0.5
+        return found
+
+    @staticmethod
+    def _now() -> Mapping[str, float]:
+        line = _text("/proc/stat").partition("\n")[0].split()
+        if line[:1] != ["cpu"]:
+            return {}
+        user, nice, system, _, _, interrupts, soft, stolen = (int(n) for n in line[1:9])
+        tick = os.sysconf("SC_CLK_TCK")
+        own = os.times()
+        return {
+            "wall": time.monotonic(),
+            "busy": (user + nice + system + interrupts + soft) / tick,
+            "stolen": stolen / tick,
+            # Children count once they have ended, and then with all of their time.
+            "own": own.user + own.system + own.children_user + own.children_system,
+        }
+
+
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return None
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _field(path: str, name: str) -> str:
+    for line in _text(path).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""

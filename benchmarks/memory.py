@@ -1,0 +1,105 @@
+"""The most memory that a step needs beside parameters, gradients and slots.
+
+On the CPU: by how much the pages in memory (Linux's `VmHWM`) grow during a step, in a process that
+has made two steps before and given what it had freed back to the system. Thread stacks and plans,
+which outlive a step, count as far as they grow. A gradient is made anew before each step, as a
+backward pass does. On a GPU: what torch's allocator has given out at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import suite
+from benchmarks.contenders import OURS, TORCH_FUSED, contenders
+from benchmarks.sets import SETS, new_gradients
+from benchmarks.timing import failure
+
+
+def growth(step: Callable[[], object], device: str) -> int:
+    """By how many bytes memory grows at most while a step runs."""
+    gc.collect()
+    if device == "cpu":
+        # Otherwise pages that were freed and kept would hide what the step allocates.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to now's
+        before = _high_water()
+        step()
+        return _high_water() - before
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _high_water() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("the system does not tell how much memory a process had at most")
+
+
+def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each contender of each cell of the large sets, from a process for each set and
+    dtype; torch's contenders where it has a kernel, too. A process that fails leaves a row with
+    `error`."""
+    rows: list[dict[str, Any]] = []
+    for dtype in options.dtypes:
+        for name in options.sets:
+            if SETS[name].small:
+                continue
+            command = [sys.executable, "-m", "benchmarks.memory", "--sets", name, "--dtypes", dtype]
+            command += ["--optimizers", *options.optimizers, *["--smoke"] * options.smoke]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+                rows.append({"set": name, "dtype": dtype, "error": said[-1]})
+                continue
+            rows += json.loads(done.stdout)
+    return rows
+
+
+def here(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rows, measured in this process."""
+    bench = suite.Bench("cpu")
+    for cell in suite.cells(options):
+        if cell.gradients != suite.KEPT:
+            continue
+        ways = contenders(cell.algorithm)
+        if TORCH_FUSED not in ways:
+            ways = {OURS: ways[OURS]}
+        for name, make in ways.items():
+            bench.prepare(cell)
+            row: dict[str, Any] = {**cell.key(), "contender": name}
+            try:
+                optimizer = make(bench.params)
+                for _ in range(2):
+                    new_gradients(bench.params, bench.gradients)
+                    optimizer.step()
+                new_gradients(bench.params, bench.gradients)
+                row["bytes"] = growth(optimizer.step, "cpu")
+                row["share"] = row["bytes"] / sum(p.nbytes for p in bench.params)
+            except Exception as error:
+                row.update(failure(error))
+            yield row
+
+
+def main() -> None:
+    options = suite.parse(suite.optimizer_parser(__doc__.partition("\n")[0]), None)
+    print(json.dumps(list(here(options))))
+
+
+if __name__ == "__main__":
+    main()

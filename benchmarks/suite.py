@@ -1,0 +1,311 @@
+"""What the CPU's and the GPU's benchmarks share: options, cells, the file with the results.
+
+A cell is an algorithm on a set of tensors in one dtype. Its contenders update the same parameters,
+each with slots of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from math import inf
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import machine, null
+from benchmarks.contenders import OURS, Make, algorithms, traffic
+from benchmarks.sets import SETS, TensorSet, cut, new_gradients, parameters
+from benchmarks.timing import Effort, Measure, Step, failure, interleaved, nothing
+
+DEFAULT = Effort()
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Where gradients lie: at the same addresses in each step, or where a backward pass has put them.
+KEPT, NEW = "kept", "new"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    algorithm: str
+    tensors: TensorSet
+    dtype: str
+    gradients: str
+
+    def key(self) -> dict[str, str]:
+        names = {"optimizer": self.algorithm, "set": self.tensors.name}
+        return {**names, "dtype": self.dtype, "gradients": self.gradients}
+
+
+# Options
+
+
+def parser(description: str, sets: Sequence[str] = tuple(SETS)) -> argparse.ArgumentParser:
+    """The options that all benchmarks have. `sets` are those that run by default."""
+    found = argparse.ArgumentParser(description=description)
+    add = found.add_argument
+    add(
+        "--sets",
+        nargs="+",
+        choices=SETS,
+        default=list(sets),
+        metavar="SET",
+        help=f"sets of tensors, of {', '.join(SETS)}; by default {', '.join(sets)}",
+    )
+    add("--rounds", type=int, default=DEFAULT.rounds, help="steps of a contender, at most")
+    add("--seconds", type=float, default=DEFAULT.seconds, help="how long a cell is measured, about")
+    add("--smoke", action="store_true", help="sets cut to a few elements: does everything run?")
+    add("-o", "--output", type=Path, help="the file for the results, JSON; else they are printed")
+    return found
+
+
+def optimizer_parser(description: str) -> argparse.ArgumentParser:
+    """The options of benchmarks of optimizers."""
+    found = parser(description)
+    add = found.add_argument
+    add(
+        "--optimizers",
+        nargs="+",
+        choices=algorithms(),
+        default=list(algorithms()),
+        metavar="NAME",
+        help="by default all that have kernels",
+    )
+    add(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        default=list(DTYPES),
+        metavar="DTYPE",
+        help=", ".join(DTYPES),
+    )
+    add(
+        "--compile",
+        choices=("none", "few", "all"),
+        default="few",
+        help="in which cells torch.compile takes part: each costs a minute",
+    )
+    add("--quick", action="store_true", help="AdamW and SGD alone, on ResNet-50 and small tensors")
+    return found
+
+
+def parse(found: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    options = found.parse_args(arguments)
+    options.command = sys.argv[1:] if arguments is None else list(arguments)
+    if getattr(options, "quick", False):
+        options.sets = [name for name in options.sets if name in ("resnet50", "tiny", "host")]
+        options.optimizers = [n for n in options.optimizers if n in ("AdamW", "SGD")]
+        options.seconds = min(options.seconds, 1.0)
+    if options.smoke:
+        options.rounds = min(options.rounds, 2)
+    return options
+
+
+def effort(options: argparse.Namespace) -> Effort:
+    least = min(DEFAULT.least, options.rounds)
+    return Effort(seconds=options.seconds, rounds=options.rounds, least=least)
+
+
+def compiles(options: argparse.Namespace, cell: Cell) -> bool:
+    """Whether `torch.compile` takes part in a cell."""
+    common = cell.algorithm in ("AdamW", "SGD") and cell.tensors.name == "resnet50"
+    return bool(options.compile == "all" or (options.compile == "few" and common))
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    for dtype in options.dtypes:
+        for name in options.sets:
+            chosen = cut(SETS[name]) if options.smoke else SETS[name]
+            # A thousand addresses are found anew in each step of a training.
+            for gradients in (KEPT, NEW) if chosen.small else (KEPT,):
+                for algorithm in options.optimizers:
+                    yield Cell(algorithm, chosen, dtype, gradients)
+
+
+# Results
+
+
+class Results:
+    """What is measured, written after each cell: a run that is stopped leaves what it has."""
+
+    def __init__(self, benchmark: str, options: argparse.Namespace) -> None:
+        self.file: Path | None = options.output
+        self.watch = machine.Watch()
+        chosen = {k: v for k, v in vars(options).items() if k not in ("command", "output")}
+        self.data: dict[str, Any] = {
+            "benchmark": benchmark,
+            "command": " ".join(["python", "-m", f"benchmarks.{benchmark}", *options.command]),
+            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "machine": machine.machine(),
+            "versions": machine.versions(),
+            "settings": machine.settings(),
+            "options": chosen,
+            "activity": {},
+            "notes": [],
+            "skipped": [],
+            "sets": {
+                name: {"title": SETS[name].title, "tensors": len(SETS[name].shapes),
+                       "elements": SETS[name].elements, "small": SETS[name].small}
+                for name in options.sets
+            },
+            "cells": [],
+        }  # fmt: skip
+
+    def add(self, cell: Mapping[str, Any]) -> None:
+        """A further row of the results."""
+        self.data["cells"].append(cell)
+        print(line(cell), file=sys.stderr)
+        self.save()
+
+    def note(self, text: str) -> None:
+        self.data["notes"].append(text)
+        print(f"note: {text}", file=sys.stderr)
+
+    def save(self) -> None:
+        self.data["activity"] = self.watch.seen()
+        if self.file is not None:
+            half = self.file.with_name(f".{self.file.name}.{os.getpid()}")
+            half.write_text(self.text(), encoding="utf-8")
+            half.replace(self.file)
+
+    def text(self) -> str:
+        """JSON; each row of a table has its line."""
+        parts = (f"{json.dumps(key)}: {_value(value)}" for key, value in self.data.items())
+        return "{\n" + ",\n".join(parts) + "\n}\n"
+
+    def finish(self) -> None:
+        self.save()
+        if self.data["activity"]["busy"]:
+            print("note: the machine was busy; trust ratios, not times.", file=sys.stderr)
+        if self.file is None:
+            print(self.text(), end="")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+    return json.dumps(value)
+
+
+@contextmanager
+def null_package(results: Results) -> Iterator[ModuleType | None]:
+    """The package of null optimizers. The compiler needs packages that a machine for measuring may
+    not have: without them there is no limit to compare with."""
+    with ExitStack() as stack:
+        package = None
+        try:
+            package = stack.enter_context(null.package())
+        except Exception as error:
+            results.note(f"no null optimizers: {failure(error)['error']}")
+        yield package
+
+
+# Timing
+
+
+class Bench:
+    """The parameters of a set in a dtype, which the cells of that set and dtype share."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.made: tuple[TensorSet, str] | None = None
+        self.params: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.gradients: list[Tensor] = []
+
+    def prepare(self, cell: Cell) -> None:
+        """Parameters and gradients as they were in the beginning."""
+        if self.made != (cell.tensors, cell.dtype):
+            self.params, self.values, self.gradients = [], [], []
+            self.params = parameters(cell.tensors, DTYPES[cell.dtype], self.device)
+            self.values = [p.detach().clone() for p in self.params]
+            self.gradients = [p.grad for p in self.params if p.grad is not None]
+            self.made = (cell.tensors, cell.dtype)
+        for param, value, gradient in zip(self.params, self.values, self.gradients, strict=True):
+            param.data.copy_(value)
+            param.grad = gradient
+
+    def time(
+        self,
+        cell: Cell,
+        makers: Mapping[str, Make],
+        measure: Measure,
+        effort: Effort,
+        after: Callable[[Any], Mapping[str, Any]],
+    ) -> dict[str, Any]:
+        """The times of a cell's contenders, and what `after` says about our optimizer."""
+        self.prepare(cell)
+        made: dict[str, Any] = {}
+
+        def maker(name: str) -> Callable[[], Step]:
+            def make() -> Step:
+                made[name] = makers[name](self.params)
+                step: Step = made[name].step
+                return step
+
+            return make
+
+        watch = machine.Watch()
+        moved = partial(new_gradients, self.params, self.gradients)
+        before = moved if cell.gradients == NEW else nothing
+        times = interleaved({name: maker(name) for name in makers}, measure, effort, before)
+        found: dict[str, Any] = {"busy": watch.seen()["busy"]}
+        if "error" not in times[OURS]:
+            found["bytes"] = traffic(made[OURS])
+            try:
+                found.update(after(made[OURS]))
+            except Exception as error:
+                found["facts"] = failure(error)
+        return {**found, "contenders": times}
+
+
+def run(
+    results: Results,
+    options: argparse.Namespace,
+    bench: Bench,
+    makers: Callable[[Cell], Mapping[str, Make]],
+    measure: Measure,
+    after: Callable[[Any], Mapping[str, Any]],
+    end: float = inf,
+) -> None:
+    """Time every cell that `options` choose.
+
+    Args:
+        results: where they go; a cell that fails is there with its error.
+        options: what `parse` gave.
+        bench: the parameters.
+        makers: the contenders of a cell.
+        measure: what times a step.
+        after: what else is found out about our optimizer.
+        end: the time, as of `time.monotonic`, after which no cell begins.
+    """
+    for cell in cells(options):
+        if time.monotonic() > end:
+            results.data["skipped"].append(cell.key())
+            continue
+        try:
+            found = bench.time(cell, makers(cell), measure, effort(options), after)
+        except Exception as error:
+            found = failure(error)
+        results.add({**cell.key(), **found})
+
+
+def line(cell: Mapping[str, Any]) -> str:
+    """A cell in a line, for whoever waits: our time, and how much longer the others take."""
+    contenders = cell.get("contenders", {OURS: cell})
+    name = " ".join(v for k, v in cell.items() if isinstance(v, str) and k != "error")
+    if "error" in contenders[OURS]:
+        return f"{name}: {contenders[OURS]['error']}"
+    times = {n: t["wall"]["median"] for n, t in contenders.items() if "error" not in t}
+    others = ", ".join(f"{n} {t / times[OURS]:.2f}x" for n, t in times.items() if n != OURS)
+    return f"{name}: {1e3 * times[OURS]:.3g} ms; {others}"

@@ -1,0 +1,1 @@
+"""The scalar work of fused kernels, a module per optimizer and average. It needs no backend."""

@@ -1,0 +1,513 @@
+"""The benchmarks run, count what they should, survive what fails, and their page is their results'.
+No test here looks at how long anything took."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import generated
+from benchmarks import averages, checks, cpu, gpu, machine, memory, null, page, suite
+from benchmarks.contenders import (
+    FOREACH,
+    LOOP,
+    NULL,
+    OURS,
+    TORCH_FUSED,
+    algorithms,
+    contenders,
+    traffic,
+)
+from benchmarks.sets import SETS, cut, new_gradients, parameters
+from benchmarks.timing import Effort, failure, interleaved, quartiles
+from optdsl.plot import save
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = ["--smoke", "--rounds", "2", "--seconds", "0.01"]
+
+
+# Sets
+
+
+def test_sets_are_what_their_titles_say() -> None:
+    counted = {name: (len(chosen.shapes), chosen.elements) for name, chosen in SETS.items()}
+    assert counted == {
+        "large": (1, 50_000_000),
+        "llm": (171, 60_518_400),
+        "resnet50": (161, 25_557_032),
+        "tiny": (1000, 550_009),
+        "host": (1000, 16_000),
+    }
+    sizes = [shape[0] for shape in SETS["tiny"].shapes]
+    assert (min(sizes), max(sizes)) == (100, 1000)
+    assert len(set(sizes)) == 901
+
+
+def test_new_gradients_are_other_tensors_with_the_same_values() -> None:
+    params = parameters(SETS["host"], torch.float32, "cpu")
+    values = [param.grad for param in params if param.grad is not None]
+    new_gradients(params, values)
+    first = [param.grad for param in params if param.grad is not None]
+    assert len(first) == len(values) == 1000
+    assert all(torch.equal(a, b) for a, b in zip(first, values, strict=True))
+    assert {g.data_ptr() for g in first}.isdisjoint(v.data_ptr() for v in values)
+
+
+# Contenders
+
+
+def test_algorithms_are_those_with_kernels() -> None:
+    assert {"Adadelta", "AdamW", "Lion", "SGD"} <= set(algorithms())
+    assert "Muon" not in algorithms()
+    assert all(getattr(generated, name).kernels for name in algorithms())
+
+
+def test_torchs_paths_stand_for_what_torch_has() -> None:
+    assert list(contenders("AdamW")) == [OURS, TORCH_FUSED, LOOP, FOREACH]
+    assert list(contenders("Rprop")) == [OURS, LOOP, FOREACH]
+    params = [torch.ones(2)]
+    assert isinstance(contenders("Rprop")[LOOP](params), torch.optim.Rprop)
+    assert isinstance(contenders("Lion")[LOOP](params), generated.Lion)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "bytes_per_element"),
+    [
+        ("AdamW", torch.float32, 28),
+        ("AdamW", torch.bfloat16, 14),
+        ("SGD", torch.float32, 20),  # with momentum
+        ("Adagrad", torch.float64, 40),
+        ("Lion", torch.float32, 20),
+    ],
+)
+def test_traffic_is_what_a_step_reads_and_writes(
+    name: str, dtype: torch.dtype, bytes_per_element: int
+) -> None:
+    params = [torch.ones(30, dtype=dtype), torch.ones(2, 5, dtype=dtype)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = contenders(name)[LOOP](params)
+    optimizer.step()
+    assert traffic(optimizer) == 40 * bytes_per_element
+
+
+def test_null_optimizer_moves_the_same_bytes_as_each_algorithm() -> None:
+    with null.package() as package:
+        for name in algorithms():
+            found = []
+            for maker in (OURS, NULL):
+                params = parameters(cut(SETS["tiny"]), torch.float32, "cpu")
+                optimizer = contenders(name, null=package)[maker](params)
+                optimizer.param_groups[0]["fused"] = False
+                optimizer.step()
+                found.append(traffic(optimizer))
+            assert found[0] == found[1] > 0, name
+    assert null.PACKAGE not in sys.modules
+
+
+def test_null_optimizer_changes_all_that_it_keeps() -> None:
+    with null.package() as package:
+        param = torch.zeros(3)
+        param.grad = torch.ones(3)
+        optimizer = package.Null2([param], lr=0.5)
+        optimizer.step()
+        assert param.tolist() == [-0.5] * 3
+        assert {k: v.tolist() for k, v in optimizer.state[param].items()} == {
+            "s0": [0.5] * 3,
+            "s1": [0.5] * 3,
+        }
+
+
+# Timing
+
+
+class Clock:
+    """Steps that cost what they say, and a log of who ran."""
+
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        self.costs = costs
+        self.log: list[str] = []
+        self.spent = 0.0
+
+    def contenders(self) -> dict[str, Callable[[], Callable[[], object]]]:
+        return {name: lambda name=name: lambda: self.run(name) for name in self.costs}
+
+    def run(self, name: str) -> None:
+        self.log.append(name)
+        self.spent = self.costs[name]
+
+    def measure(self, step: Callable[[], object]) -> dict[str, float]:
+        step()
+        return {"wall": self.spent}
+
+
+def test_contenders_take_turns() -> None:
+    clock = Clock({"A": 1.0, "B": 1.0, "C": 1.0})
+    found = interleaved(clock.contenders(), clock.measure, Effort(seconds=9, rounds=3, least=1))
+    assert "".join(clock.log) == "AABBCC" + 3 * "ABC"
+    assert found["B"] == {"wall": {"median": 1.0, "low": 1.0, "high": 1.0}, "rounds": 3}
+
+
+def test_slow_contender_runs_less_often_over_the_same_time() -> None:
+    clock = Clock({"fast": 1.0, "slow": 10.0})
+    effort = Effort(seconds=80, rounds=40, least=2, warm=1)
+    found = interleaved(clock.contenders(), clock.measure, effort)
+    assert (found["fast"]["rounds"], found["slow"]["rounds"]) == (40, 4)
+    runs = "".join(name[0] for name in clock.log[2:])
+    assert runs == 4 * (10 * "f" + "s")
+
+
+def test_failing_contender_is_recorded_and_the_others_go_on() -> None:
+    calls = iter(range(100))
+
+    def failing() -> None:
+        if next(calls) == 4:
+            raise ValueError("no more\nof that")
+
+    def broken() -> Callable[[], object]:
+        raise NotImplementedError
+
+    clock = Clock({"good": 1.0})
+    others = {"early": broken, "late": lambda: failing}
+    effort = Effort(seconds=8, rounds=4, least=4, warm=2)
+    found = interleaved({**others, **clock.contenders()}, clock.measure, effort)
+    assert list(found["early"]) == list(found["late"]) == ["error"]
+    assert found["early"]["error"].startswith("NotImplementedError (broken, line ")
+    assert found["late"]["error"].startswith("ValueError: no more (failing, line ")
+    assert found["good"]["rounds"] == 4
+
+
+def test_warnings_of_a_contender_are_recorded() -> None:
+    calls = iter(range(9))
+
+    def warning() -> None:
+        if next(calls) == 1:
+            warnings.warn("slow path", stacklevel=1)
+
+    found = interleaved({"A": lambda: warning}, effort=Effort(rounds=2, least=2))
+    assert found["A"]["warnings"] == ["slow path"]
+
+
+def test_quartiles_have_four_digits() -> None:
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert quartiles([1.23456]) == {"median": 1.235, "low": 1.235, "high": 1.235}
+
+
+# The machine
+
+
+@pytest.mark.parametrize(
+    ("busy", "stolen", "verdict"), [(3.0, 0.0, False), (5.0, 0.0, True), (3.0, 9.0, True)]
+)
+def test_machine_is_busy_if_others_use_it(
+    busy: float, stolen: float, verdict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In ten seconds of two processors this process has used three."""
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
+    times = iter(
+        [
+            {"wall": 0.0, "busy": 100.0, "stolen": 1.0, "own": 7.0},
+            {"wall": 10.0, "busy": 100.0 + busy, "stolen": 1.0 + stolen, "own": 10.0},
+        ]
+    )
+    monkeypatch.setattr(machine.Watch, "_now", lambda _: next(times))
+    seen = machine.Watch().seen()
+    assert seen["busy"] is verdict
+    assert seen["others"] == pytest.approx((busy - 3) / 20)
+    assert seen["stolen"] == pytest.approx(stolen / 20)
+
+
+def test_versions_and_machine_are_told() -> None:
+    assert machine.versions()["torch"] == torch.__version__
+    assert machine.machine()["cores"] >= 1
+    assert machine.settings()["threads"] == torch.get_num_threads()
+
+
+# Memory
+
+
+def test_memory_that_a_step_needs_for_a_while_counts() -> None:
+    """Also what comes out of memory that was freed before."""
+    size = 8_000_000
+    for _ in range(2):
+        grown = memory.growth(lambda: torch.ones(size, dtype=torch.uint8), "cpu")
+        assert 0.9 * size <= grown < 1.5 * size  # the kernel counts in batches of pages
+    assert memory.growth(lambda: None, "cpu") < 500_000
+
+
+def test_memory_of_each_contender_is_measured_on_large_sets() -> None:
+    parser = suite.optimizer_parser("")
+    arguments = [*SMOKE, "--optimizers", "AdamW", "--sets", "resnet50", "host"]
+    options = suite.parse(parser, [*arguments, "--dtypes", "float32"])
+    rows = memory.measured(options)
+    assert [row["contender"] for row in rows] == [OURS, TORCH_FUSED, LOOP, FOREACH]
+    assert {row["set"] for row in rows} == {"resnet50"}
+    assert all(row["share"] == row["bytes"] / 480 for row in rows)
+
+
+# Whole runs
+
+
+def written(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def test_cpu_benchmark_writes_every_cell(tmp_path: Path) -> None:
+    file = tmp_path / "cpu.json"
+    chosen = ["--optimizers", "AdamW", "Lion", "--sets", "resnet50", "host", "--dtypes", "float32"]
+    cpu.main([*SMOKE, *chosen, "--compile", "none", "--no-memory", "-o", str(file)])
+    data = written(file)
+    assert [(c["optimizer"], c["set"], c["gradients"]) for c in data["cells"]] == [
+        (name, tensors, gradients)
+        for tensors, gradients in (("resnet50", "kept"), ("host", "kept"), ("host", "new"))
+        for name in ("AdamW", "Lion")
+    ]
+    for cell in data["cells"]:
+        peers = [TORCH_FUSED] if cell["optimizer"] == "AdamW" else []
+        assert list(cell["contenders"]) == [OURS, NULL, *peers, LOOP, FOREACH]
+        for name, found in cell["contenders"].items():
+            assert "error" not in found, name
+            assert 0 < found["wall"]["low"] <= found["wall"]["median"] <= found["wall"]["high"]
+    assert [cell["bytes"] for cell in data["cells"][:2]] == [120 * 28, 120 * 20]
+    assert data["command"].startswith("python -m benchmarks.cpu --smoke")
+    assert data["versions"]["torch"] == torch.__version__
+    assert isinstance(data["activity"]["busy"], bool)
+    assert list(tmp_path.iterdir()) == [file]
+    # A table has a line per row.
+    assert len(file.read_text(encoding="utf-8").splitlines()) < 30
+
+
+def test_gpu_benchmark_runs_on_the_interpreter(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    file = tmp_path / "gpu.json"
+    arguments = ["--device", "cpu", *SMOKE, "--optimizers", "AdamW", "--sets", "llm", "tiny"]
+    arguments += ["--dtypes", "float32", "--compile", "none", "-o", str(file)]
+    subprocess.run([sys.executable, "-m", "benchmarks.gpu", *arguments], cwd=ROOT, check=True)
+    data = written(file)
+    held = {row["against"]: row["holds"] for row in data["checks"]}
+    assert held == dict.fromkeys(
+        ["for-loop", TORCH_FUSED, "interpreter", "replays of a graph"], True
+    )
+    assert data["copy"]["median"] > 0
+    assert data["skipped"] == []
+    names = [OURS, NULL, TORCH_FUSED, LOOP, FOREACH]
+    assert [list(cell["contenders"]) for cell in data["cells"]] == [
+        [*names, "ours, graph", "torch fused, graph"],
+        [*names, "ours, graph", "torch fused, graph"],
+        names,
+    ]
+    for cell in data["cells"]:
+        assert cell["launches"] == 1
+        assert all(
+            {"wall", "host", "device"} <= set(found) for found in cell["contenders"].values()
+        )
+    assert "## GPU" in page.page(None, data)
+
+
+def test_gpu_benchmark_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="There is no GPU"):
+        gpu.main([])
+
+
+def test_averages_are_timed(tmp_path: Path) -> None:
+    file = tmp_path / "averages.json"
+    averages.main([*SMOKE, "--sets", "tiny", "-o", str(file)])
+    cells = written(file)["cells"]
+    assert [cell["average"] for cell in cells] == ["SWA", "EMA"]
+    for cell in cells:
+        assert list(cell["contenders"]) == [
+            OURS, f"ours, {LOOP}", f"ours, {FOREACH}", LOOP, FOREACH,
+        ]  # fmt: skip
+        assert all("error" not in found for found in cell["contenders"].values())
+
+
+def test_missing_compiler_leaves_the_benchmark_without_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent() -> None:
+        raise ModuleNotFoundError("No module named 'lark'")
+
+    monkeypatch.setattr(null, "package", absent)
+    file = tmp_path / "cpu.json"
+    chosen = ["--optimizers", "Lion", "--sets", "host", "--dtypes", "float32", "--no-memory"]
+    cpu.main([*SMOKE, *chosen, "-o", str(file)])
+    data = written(file)
+    (note,) = data["notes"]
+    assert "No module named 'lark'" in note
+    assert list(data["cells"][0]["contenders"]) == [OURS, LOOP, FOREACH]
+
+
+def test_quick_run_is_a_part_of_the_whole() -> None:
+    options = suite.parse(suite.optimizer_parser(""), ["--quick"])
+    found = list(suite.cells(options))
+    assert {cell.algorithm for cell in found} == {"AdamW", "SGD"}
+    assert len(found) == 2 * 2 * 5
+    whole = list(suite.cells(suite.parse(suite.optimizer_parser(""), [])))
+    assert set(found) < set(whole)
+    assert len(whole) == len(algorithms()) * 2 * 7
+
+
+# Checks before timing
+
+
+def test_nan_and_what_is_too_far_away_do_not_hold() -> None:
+    one = [torch.tensor([1.0, 100.0])]
+    near = checks.difference([torch.tensor([1.0, 100.5])], one, (0.01, 0.0))
+    assert (near["holds"], near["differing"], near["largest"]) == (True, 1, 0.5)
+    assert not checks.difference([torch.tensor([1.5, 100.0])], one, (0.01, 0.0))["holds"]
+    assert not checks.difference([torch.tensor([1.0, torch.nan])], one, (0.01, 0.0))["holds"]
+
+
+def test_kernel_that_fails_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("out of reach")
+
+    def verdicts() -> dict[str, tuple[bool | None, str]]:
+        rows = checks.checked(["Lion"], {"float32": torch.float32}, "cpu", [(3,)])
+        return {row["against"]: (row["holds"], row["error"][:26]) for row in rows}
+
+    monkeypatch.setattr(checks, "trained", fails)
+    said = "RuntimeError: out of reach"
+    assert verdicts() == {"for-loop": (False, said), "interpreter": (False, said)}
+    # Nothing to hold it against is another thing.
+    monkeypatch.setattr(checks, "by_interpreter", fails)
+    assert verdicts() == {"for-loop": (False, said), "interpreter": (None, said)}
+
+
+def test_occupancy_is_what_registers_leave() -> None:
+    """On sm_90: 65,536 registers and 2,048 threads of a multiprocessor."""
+    limits = SimpleNamespace(warp_size=32, max_threads_per_multi_processor=2048)
+
+    def occupancy(registers: int) -> float:
+        metadata = SimpleNamespace(name="update", num_warps=4, shared=0)
+        found = gpu.needs(SimpleNamespace(n_regs=registers, n_spills=0, metadata=metadata), limits)
+        assert found["registers"] == registers
+        return float(found["occupancy"])
+
+    # 72 registers: 9,216 of a block, so that seven of them fit.
+    assert [occupancy(n) for n in (32, 72, 128, 255)] == [1.0, 0.44, 0.25, 0.12]
+
+
+def test_cell_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = contenders
+
+    def failing(name: str, **how: Any) -> Any:
+        if name == "AdamW":
+            raise MemoryError("no room")
+        return made(name, **how)
+
+    monkeypatch.setattr(cpu, "contenders", failing)
+    file = tmp_path / "cpu.json"
+    chosen = ["--optimizers", "AdamW", "Lion", "--sets", "resnet50", "--dtypes", "float32"]
+    cpu.main([*SMOKE, *chosen, "--no-memory", "-o", str(file)])
+    first, second = written(file)["cells"]
+    assert first["error"].startswith("MemoryError: no room")
+    assert "error" not in second["contenders"][OURS]
+    assert "| Lion | ours, ms |" in page.page(written(file), None)
+
+
+def test_for_loop_that_rounds_what_it_stores_is_the_interpreter_in_float32() -> None:
+    """The two references of a check agree with each other."""
+    sizes = ((7,), (3, 5))
+    for name in algorithms():
+        loop = checks.by_for_loop(name, torch.float32, sizes)
+        meant = checks.by_interpreter(name, sizes)
+        assert checks.difference(loop, meant, checks.LIMITS[torch.float32])["holds"], name
+
+
+def test_failure_is_a_line() -> None:
+    try:
+        raise KeyError("a\nb")
+    except KeyError as error:
+        text = failure(error)["error"]
+    assert re.fullmatch(r"KeyError: .* \(test_failure_is_a_line, line \d+\)", text)
+
+
+# The page
+
+
+COMMITTED = {name: page.results(name) for name in ("cpu", "gpu")}
+MEASURED = {name: data for name, data in COMMITTED.items() if data is not None}
+
+
+def test_page_is_what_the_results_say() -> None:
+    text = page.page(COMMITTED["cpu"], COMMITTED["gpu"])
+    repair = "To repair it: python -m benchmarks.page"
+    assert page.PAGE.read_text(encoding="utf-8") == text, repair
+
+
+def marks(svg: Path) -> dict[str, NDArray[np.float64]]:
+    """The places of a picture's marks by the series' name."""
+    found = {}
+    space = "{http://www.w3.org/2000/svg}"
+    for group in ElementTree.parse(svg).iter(f"{space}g"):
+        if re.fullmatch(r"b?float\d+\.[\w-]+", group.get("id", "")):
+            places = [(use.get("x"), use.get("y")) for use in group.iter(f"{space}use")]
+            found[group.get("id", "")] = np.array(places, np.float64)
+    return found
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_picture_shows_what_the_results_say(name: str, tmp_path: Path) -> None:
+    save(page.draw(MEASURED[name]), tmp_path / "now.svg")
+    kept, now = marks(page.FOLDER / f"{name}.svg"), marks(tmp_path / "now.svg")
+    assert kept.keys() == now.keys()
+    assert len(now) >= 2
+    for series, places in now.items():
+        assert np.allclose(kept[series], places, rtol=0, atol=1e-2), series
+
+
+def test_folder_of_pictures_has_no_other() -> None:
+    assert {file.stem for file in page.FOLDER.iterdir()} == set(MEASURED)
+
+
+def cell(**times: float | str) -> dict[str, Any]:
+    """A cell whose contenders took so long, or failed."""
+    found = {
+        name.replace("_", " "): {"error": took}
+        if isinstance(took, str)
+        else {"wall": {"median": took, "low": took, "high": took}, "rounds": 9}
+        for name, took in times.items()
+    }
+    return {"bytes": 8e9, "contenders": found}
+
+
+def test_ratios_are_times_of_ours() -> None:
+    shown = cell(ours=2.0, torch_fused=3.0, foreach="no")
+    assert page.ratio(shown, TORCH_FUSED, "wall") == "1.50"
+    assert page.ratio(shown, FOREACH, "wall") == "-"
+    assert page.ratio(cell(ours="no", foreach=1.0), FOREACH, "wall") == "-"
+    assert page.others(cell(ours=1.0, foreach=3.0, **{"for-loop": 2.0}), "wall") == LOOP
+    assert page.limit(cell(ours=2.0, null=1.9)) == "95%"
+    assert page.bandwidth(shown, "wall") == "4"
+
+
+def test_noisy_numbers_are_marked() -> None:
+    shown = cell(ours=2.0, null=2.0)
+    shown["contenders"][OURS]["wall"]["high"] = 2.3
+    assert page.limit(shown) == "~100%"
+
+
+def test_page_says_that_a_machine_was_busy_and_what_is_missing() -> None:
+    data = dict(next(iter(MEASURED.values())))
+    data["activity"] = {"busy": True, "others": 0.3}
+    assert "**The machine was busy**: others used 30%" in page.page(data, None)
+    assert "**" not in page.page(dict(data, activity={"busy": False}), None)
+    assert "Not measured yet: `python -m benchmarks.gpu` does it." in page.page(data, None)
+    data["cells"] = [{**data["cells"][0], "launches": 0}]
+    assert f"**No kernel ran** for {data['cells'][0]['optimizer']}:" in page.page(data, None)
