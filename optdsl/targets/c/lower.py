@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import assert_never
@@ -35,13 +36,14 @@ from optdsl.targets.program.kernel import (
     Pass,
     body_refs,
     has_constant,
+    headers,
     kernel_of,
     type_constant,
 )
 from optdsl.targets.program.scalars import computed, identifier
 
 # Names that are not free for an author's: words of C that are none of Python's, what the template
-# calls its own, and the functions that stand among the author's expressions.
+# calls its own, and what expressions or the headers call.
 WORDS = (
     *("auto", "bool", "char", "const", "complex", "default", "do", "double", "enum", "extern"),
     *("float", "goto", "imaginary", "inline", "int", "long", "register", "restrict", "short"),
@@ -49,12 +51,15 @@ WORDS = (
     *("volatile", "linux", "unix"),
 )
 OWN = (
-    *("piece", "row", "factor", "first", "size", "at", "i", "lane", "low", "real", "number"),
-    *("partial", "reduced", "reductions", "add", "keep_larger", "larger", "total", "largest"),
-    *("clear_rest", "numbers", "next"),
+    *("piece", "row", "factor", "first", "size", "at", "i", "lane", "low", "partial", "reduced"),
+    *("fma", "memcpy", "memset"),
 )
 FUNCTIONS = (op.c.name for op in TABLE if isinstance(op.c, Call))
-TAKEN = frozenset({*WORDS, *OWN, *FUNCTIONS, "fma"})
+# Functions as they are defined, and macros that stand for them.
+DEFINED = re.compile(r"^static [\w *]*?(\w+)\(|^#define ([a-z]\w*)", re.MULTILINE)
+TAKEN = frozenset(
+    {*WORDS, *OWN, *FUNCTIONS, *(name or macro for name, macro in DEFINED.findall(headers()))}
+)
 # Endings of names that belong to an operand.
 ENDINGS = (
     "_at",

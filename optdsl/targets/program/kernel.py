@@ -139,11 +139,16 @@ def kernel_of(spec: Spec) -> Kernel | None:
 
 
 @cache
-def _words_of_headers() -> frozenset[str]:
-    """What the headers of kernels in C call their own, among which are all macros."""
+def headers() -> str:
+    """The texts that kernels in C include."""
     folder = resources.templates() / "package" / "_c"
-    texts = (path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.h")))
-    words = {word for text in texts for word in re.findall(r"(?:\b|_)([A-Z][A-Z0-9_]*)\b", text)}
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.h")))
+
+
+@cache
+def _words_of_headers() -> frozenset[str]:
+    """What the headers of kernels in C call their own, among which are all macros in capitals."""
+    words = set(re.findall(r"(?:\b|_)([A-Z][A-Z0-9_]*)\b", headers()))
     return frozenset(words - {type_constant("param"), type_constant("grad")})
 
 
