@@ -134,7 +134,7 @@ def by_for_loop(name: str, dtype: torch.dtype, sizes: Sequence[tuple[int, ...]])
 def by_interpreter(name: str, sizes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """What the spec means: float64 throughout."""
     # The compiler needs packages that a machine for measuring may not have.
-    from optdsl.interpret import step
+    from optdsl.interpret import Member, step_all
     from optdsl.ir import Spec
     from optdsl.pipeline import shipped_library
 
@@ -142,11 +142,11 @@ def by_interpreter(name: str, sizes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     assert isinstance(spec, Spec)
     params, gradients = problem(torch.float32, sizes)
     group = getattr(generated, name)(params, **ARGUMENTS.get(name, {})).param_groups[0]
-    found = []
-    for index, param in enumerate(params):
-        value = param.double().numpy()
-        slots: Any = None
-        for grads in gradients:
-            value, slots = step(spec, group, value, grads[index].double().numpy(), slots)
-        found.append(torch.from_numpy(np.asarray(value)))
-    return found
+    values: list[tuple[Any, Any]] = [(param.double().numpy(), None) for param in params]
+    for grads in gradients:
+        members = [
+            Member(group, value, grad.double().numpy(), slots)
+            for (value, slots), grad in zip(values, grads, strict=True)
+        ]
+        values = step_all(spec, members)
+    return [torch.from_numpy(np.asarray(value)) for value, _ in values]

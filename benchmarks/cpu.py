@@ -1,6 +1,7 @@
 """Every optimizer's kernel on the CPU against torch's paths and the machine's limit, as JSON.
 
-    python -m benchmarks.cpu -o benchmarks/results/cpu.json     all: minutes, on an idle machine
+    python -m benchmarks.cpu -o benchmarks/results/cpu.json     all: twenty minutes, best when idle
+    python -m benchmarks.cpu -o benchmarks/results/cpu.json --resume    the rest, if it was stopped
     python -m benchmarks.cpu --quick                            two optimizers
     python -m benchmarks.cpu --sets large --dtypes float32 --optimizers AdamW Lion
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import memory, suite
+from benchmarks import machine, memory, suite
 from benchmarks.contenders import Make, contenders, launches
 from benchmarks.timing import by_wall
 
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     options = suite.parse(parser, arguments)
     results = suite.Results("cpu", options)
+    size = 2**10 if options.smoke else suite.COPIED
+    results.data["copy"] = machine.copy_bandwidth(by_wall, "cpu", size)
     with suite.null_package(results) as null:
 
         def makers(cell: suite.Cell) -> dict[str, Make]:
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         suite.run(results, options, suite.Bench("cpu"), makers, by_wall, facts)
     if not options.no_memory:
-        results.data["memory"] = memory.measured(options)
+        memory.measure(results, options)
     results.finish()
 
 

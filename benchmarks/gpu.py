@@ -22,13 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import checks, memory, suite
+from benchmarks import checks, machine, memory, suite
 from benchmarks.contenders import OURS, TORCH_FUSED, Make, contenders, launches
-from benchmarks.timing import Step, by_wall, failure, quartiles, rounded
+from benchmarks.timing import Step, by_wall, failure, rounded
 
 # Steps that are captured once and replayed: the host does next to nothing.
 GRAPHS = {OURS: "ours, graph", TORCH_FUSED: "torch fused, graph"}
-COPIED = 2**30
 # Of a multiprocessor, on every GPU since 2014.
 REGISTERS = 65536
 
@@ -145,14 +144,6 @@ def needs(binary: Any, limits: Any) -> dict[str, Any]:
     }
 
 
-def copy_bandwidth(device: Device, size: int) -> dict[str, float]:
-    """Bytes read and written in a second by a copy on the device: the quartiles."""
-    source = torch.zeros(size, dtype=torch.uint8, device=device.name)
-    target = torch.empty_like(source)
-    times = [device.measure(lambda: target.copy_(source))["device"] for _ in range(23)][3:]
-    return quartiles([2 * size / seconds for seconds in times])
-
-
 def graph_replays_a_step(
     name: str, device: Device, sizes: Sequence[tuple[int, ...]]
 ) -> dict[str, Any]:
@@ -183,7 +174,9 @@ def graph_replays_a_step(
 
 def all_checks(options: Namespace, device: Device) -> Iterator[dict[str, Any]]:
     sizes = checks.SIZES[:4] if options.smoke else checks.SIZES
-    dtypes = {word: suite.DTYPES[word] for word in options.dtypes}
+    # Triton's interpreter truncates to bfloat16.
+    words = [w for w in options.dtypes if not (device.name == "cpu" and w == "bfloat16")]
+    dtypes = {word: suite.DTYPES[word] for word in words}
     yield from checks.checked(options.optimizers, dtypes, device.name, sizes)
     for name in options.optimizers:
         row = {"optimizer": name, "dtype": "float32", "against": "replays of a graph"}
@@ -195,10 +188,9 @@ def all_checks(options: Namespace, device: Device) -> Iterator[dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = suite.optimizer_parser(__doc__.partition("\n")[0])
-    parser.set_defaults(seconds=1.0)
+    parser.set_defaults(seconds=1.0, minutes=9.0)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda",
                         help="cpu: Triton's interpreter")  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=9.0, help="no cell begins after that")
     parser.add_argument("--no-checks", action="store_true", help="do not compare results first")
     options = suite.parse(parser, arguments)
     if options.device == "cpu":
@@ -206,11 +198,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif not torch.cuda.is_available():
         raise SystemExit("There is no GPU. To see whether everything runs: --device cpu --smoke")
     device: Device = Cuda() if options.device == "cuda" else Interpreter()
-    end = time.monotonic() + 60 * options.minutes
     results = suite.Results("gpu", options)
     results.data["checks"] = []
     try:
-        results.data["copy"] = copy_bandwidth(device, 2**10 if options.smoke else COPIED)
+        size = 2**10 if options.smoke else suite.COPIED
+        results.data["copy"] = machine.copy_bandwidth(device.measure, device.name, size)
     except Exception as error:
         results.data["copy"] = failure(error)
     for row in () if options.no_checks else all_checks(options, device):
@@ -230,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         suite.run(
             results, options, suite.Bench(device.name), makers, device.measure,
-            lambda optimizer: facts(optimizer, device), end,
+            lambda optimizer: facts(optimizer, device),
         )  # fmt: skip
     results.finish()
 

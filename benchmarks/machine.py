@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -13,7 +14,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import rounded
+import generated
+from benchmarks.timing import Measure, quartiles, rounded
+from generated._fused import _compile
 
 # Shares of the processors' time: other processes, and what a host takes from a virtual machine.
 QUIET = 0.05
@@ -39,6 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
+    """Of all that a step's time follows from; of the package itself a hash."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -49,16 +53,23 @@ def versions() -> dict[str, str]:
     if torch.version.cuda is not None:
         found["cuda"] = torch.version.cuda
     found["compiler"] = _compiler()
+    found["package"] = _hash(Path(generated.__file__).parent)
     return found
 
 
 def _compiler() -> str:
-    command = os.environ.get("CC", "cc")
+    """The one that makes the package's kernels."""
     try:
-        done = subprocess.run([*command.split(), "--version"], capture_output=True, text=True)
-    except OSError:
+        command = [*_compile.compiler(), "--version"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.partition("\n")[0]
+    except (OSError, _compile.Unavailable):
         return "absent"
-    return done.stdout.partition("\n")[0]
+
+
+def _hash(folder: Path) -> str:
+    files = sorted(file for kind in ("*.py", "*.c", "*.h") for file in folder.rglob(kind))
+    parts = (p for f in files for p in (str(f.relative_to(folder)).encode(), f.read_bytes()))
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
 def settings() -> dict[str, Any]:
@@ -66,6 +77,14 @@ def settings() -> dict[str, Any]:
     names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE", "TRITON_INTERPRET")
     given = {name: os.environ[name] for name in names if name in os.environ}
     return {"threads": torch.get_num_threads(), **given}
+
+
+def copy_bandwidth(measure: Measure, device: str, size: int) -> dict[str, float]:
+    """Bytes read and written in a second by torch's copy of `size` bytes: the quartiles."""
+    source = torch.zeros(size // 4, device=device)
+    target = torch.empty_like(source)
+    times = [measure(lambda: target.copy_(source)) for _ in range(23)][3:]
+    return quartiles([2 * size / t.get("device", t["wall"]) for t in times])
 
 
 class Watch:

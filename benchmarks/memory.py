@@ -51,24 +51,28 @@ def _high_water() -> int:
     raise OSError("the system does not tell how much memory a process had at most")
 
 
-def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(results: suite.Results, options: argparse.Namespace) -> None:
     """A row for each contender of each cell of the large sets, from a process for each set and
-    dtype; torch's contenders where it has a kernel, too. A process that fails leaves a row with
-    `error`."""
-    rows: list[dict[str, Any]] = []
+    dtype; of torch's contenders its kernels, and of AdamW all: they show what takes the place of a
+    kernel. A process that fails leaves a row with `error`."""
+    rows: list[dict[str, Any]] = results.data.setdefault("memory", [])
     for dtype in options.dtypes:
         for name in options.sets:
-            if SETS[name].small:
+            key = {"set": name, "dtype": dtype}
+            if SETS[name].small or results.has(key, "memory"):
+                continue
+            if results.is_late():
+                results.data["skipped"].append({**key, "measured": "memory"})
                 continue
             command = [sys.executable, "-m", "benchmarks.memory", "--sets", name, "--dtypes", dtype]
             command += ["--optimizers", *options.optimizers, *["--smoke"] * options.smoke]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
-                rows.append({"set": name, "dtype": dtype, "error": said[-1]})
-                continue
-            rows += json.loads(done.stdout)
-    return rows
+                rows.append({**key, "error": said[-1]})
+            else:
+                rows += json.loads(done.stdout)
+            results.save()
 
 
 def here(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -78,8 +82,8 @@ def here(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if cell.gradients != suite.KEPT:
             continue
         ways = contenders(cell.algorithm)
-        if TORCH_FUSED not in ways:
-            ways = {OURS: ways[OURS]}
+        if cell.algorithm != "AdamW":
+            ways = {name: ways[name] for name in (OURS, TORCH_FUSED) if name in ways}
         for name, make in ways.items():
             bench.prepare(cell)
             row: dict[str, Any] = {**cell.key(), "contender": name}

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import goals
 from benchmarks.contenders import FOREACH, LOOP, NULL, OURS, TORCH_COMPILE, TORCH_FUSED
+from benchmarks.goals import Cell, is_idle, spent
 from benchmarks.gpu import GRAPHS
 from optdsl.plot import COLOURS, INK, save, style
 
@@ -29,8 +31,6 @@ FOLDER = ROOT / "docs" / "benchmarks"
 NOISY = 0.1
 SHOWN_SET = "resnet50"
 
-Cell = Mapping[str, Any]
-
 INTRODUCTION = f"""\
 # Benchmarks
 
@@ -44,16 +44,18 @@ $ python -m benchmarks.gpu -o benchmarks/results/gpu.json
 $ python -m benchmarks.page
 ```
 
-`--quick`, `--sets`, `--optimizers` and `--dtypes` choose less. Both commands are for an idle
-machine: they say when it was not.
+`--quick`, `--sets`, `--optimizers` and `--dtypes` choose less; `--minutes` ends a run early, and
+`--resume` goes on with one. Both commands are for an idle machine: they say when it was not.
 
 ## How it is measured
 
-* The contenders of a cell update the same parameters in one process, each with state of its own,
-  and take turns: A B C A B C. What else the machine does reaches all of them. The numbers are
-  medians; `~` marks those whose quartiles are further apart than {NOISY:.0%} of the median. Trust
-  ratios before times.
-* The first steps, which make state and compile, are not timed.
+* The contenders of a cell update the same parameters with the same gradients and hyperparameters
+  in one process, each with state of its own. They take turns, in another order in each round: what
+  else the machine does reaches all of them. The numbers are medians; `~` marks those whose
+  quartiles are further apart than {NOISY:.0%} of the median. Trust ratios before times.
+* The first two steps of each, which make state and compile, are not timed.
+* A last step shows whether a contender updates the parameters. `†` marks those that do not.
+* Hyperparameters are the defaults, with momentum 0.9 for SGD.
 * The sets: {{sets}}
 * Gradients are *kept* at their addresses, or *new* in each step, as after `zero_grad()` and a
   backward pass; small sets are measured both ways.
@@ -64,7 +66,8 @@ machine: they say when it was not.
 * GB/s count the bytes that a step cannot but move: parameters and slots once in each direction,
   gradients once.
 * *for-loop* and *foreach* are torch's paths; where torch lacks the algorithm, this package's own,
-  which do the same operations. *best other* is the faster of the two in that cell.
+  which do the same operations. *torch compile* is `torch.compile` of torch's step, in few cells, as
+  each takes a minute to make.
 * Extra memory is what a step needs beside parameters, gradients and state: on the CPU the growth of
   the pages in memory during a step, new gradients before it; on a GPU the most that torch's
   allocator has given out.
@@ -102,32 +105,36 @@ def page(cpu: dict[str, Any] | None, gpu: dict[str, Any] | None) -> str:
 def cpu_section(data: dict[str, Any]) -> Iterator[str]:
     yield from setting(data)
     yield from picture_lines(data)
+    yield from copy_lines(data)
+    yield from goal_lines(data)
     for dtype in dtypes(data):
         yield f"### CPU, {dtype}: how much longer others take\n"
         yield ratios(data, dtype, "wall")
+        yield from idle_lines(data, dtype)
     yield "### CPU: part of the limit's speed that is reached, and GB/s\n"
     yield limits(data, "wall", limit)
     yield "### CPU: microseconds for a parameter\n"
-    yield "\n".join(per_parameter(data, "wall", (OURS, TORCH_FUSED)))
+    yield per_parameter(data, "wall", (OURS, TORCH_FUSED, LOOP, FOREACH))
     yield from memory_lines(data)
 
 
 def gpu_section(data: dict[str, Any]) -> Iterator[str]:
     yield from setting(data)
     copied = data.get("copy", {})
-    if "median" in copied:
-        yield f"A copy on the device moves {copied['median'] / 1e9:,.0f} GB/s, both ways counted.\n"
+    yield from copy_lines(data)
     yield from picture_lines(data)
+    yield from goal_lines(data)
     for dtype in dtypes(data):
         yield f"### GPU, {dtype}: how much longer others take, until the device is done\n"
         yield ratios(data, dtype, "wall")
+        yield from idle_lines(data, dtype)
         yield f"### GPU, {dtype}: the same on the device alone, between events\n"
         yield ratios(data, dtype, "device")
     if "median" in copied:
         yield "### GPU: part of a copy's bandwidth that is reached on the device, and GB/s\n"
-        yield limits(data, "device", lambda cell: copy_share(cell, copied["median"]))
+        yield limits(data, "device", lambda cell: copy_share(cell, data))
     yield "### GPU: microseconds of the host for a parameter\n"
-    yield "\n".join(per_parameter(data, "host", (OURS, TORCH_FUSED, *GRAPHS.values())))
+    yield per_parameter(data, "host", (OURS, TORCH_FUSED, *GRAPHS.values(), LOOP, FOREACH))
     yield from launch_lines(data)
     yield from check_lines(data)
 
@@ -140,16 +147,49 @@ def setting(data: dict[str, Any]) -> Iterator[str]:
     words += [f"triton {versions['triton']}"] if data["benchmark"] == "gpu" else []
     words += [versions["compiler"], f"Python {versions['python']}", machine["system"]]
     yield f"Measured {data['date']} on: {'; '.join(words)}.\n"
-    activity = data["activity"]
-    if activity["busy"]:
-        others = activity.get("others")
-        share = "" if others is None else f": others used {others:.0%} of its processors' time"
-        yield f"**The machine was busy**{share}. Take no time from here, and ratios with care.\n"
+    busy, cells = sum(c.get("busy", False) for c in data["cells"]), len(data["cells"])
+    if busy:
+        yield (
+            f"**The machine was busy** in {busy} of {cells} cells: others used its processors, or "
+            "a host took them away. Take no time from there, and ratios with care.\n"
+        )
+    if data["skipped"]:
+        yield f"**Not all was measured**: {len(data['skipped'])} cells are missing.\n"
     without = dict.fromkeys(c["optimizer"] for c in data["cells"] if c.get("launches") == 0)
     if without:
         yield f"**No kernel ran** for {', '.join(without)}: ours is what runs without one.\n"
     for note in data["notes"]:
         yield f"Note: {note}\n"
+
+
+def copy_lines(data: dict[str, Any]) -> Iterator[str]:
+    copied = data.get("copy", {})
+    if "median" in copied:
+        yield f"torch's copy moves {copied['median'] / 1e9:,.0f} GB/s, both ways counted.\n"
+
+
+def goal_lines(data: dict[str, Any]) -> Iterator[str]:
+    """The goals, then what a person says of these results."""
+    found = list(goals.judged(data))
+    yield f"### {data['benchmark'].upper()}: goals\n"
+    rows = ([f"{g.where}: {g.title}", g.bound, g.worst, f"{g.reached} of {g.cells}"] for g in found)
+    yield table(["goal", "", "the worst cell", "cells that reach it"], rows)
+    for goal in found:
+        if goal.missed:
+            yield f"**Not reached**, {goal.title}, {goal.bound}: {'; '.join(goal.missed)}.\n"
+    remarks = RESULTS / f"{data['benchmark']}.md"
+    if remarks.exists():
+        yield remarks.read_text(encoding="utf-8")
+
+
+def idle_lines(data: dict[str, Any], dtype: str) -> Iterator[str]:
+    cells = select(data, dtype=dtype)
+    found = dict.fromkeys(
+        f"{name} of {c['optimizer']}" for c in cells for name in c.get("contenders", ())
+        if is_idle(c, name)
+    )  # fmt: skip
+    if found:
+        yield f"† leaves the parameters as they are, but for a few elements: {', '.join(found)}.\n"
 
 
 def dtypes(data: dict[str, Any]) -> list[str]:
@@ -183,42 +223,26 @@ def heads(data: dict[str, Any], chosen: Iterable[tuple[str, str]]) -> list[str]:
 # Numbers
 
 
-def spent(cell: Cell, name: str, measure: str) -> Mapping[str, float] | None:
-    """A contender's time, None where it took no part or failed."""
-    found: Mapping[str, float] | None = cell.get("contenders", {}).get(name, {}).get(measure)
-    return found
-
-
-def others(cell: Cell, measure: str) -> str | None:
-    """Which of torch's paths is the faster one."""
-    times = {n: t["median"] for n in (LOOP, FOREACH) if (t := spent(cell, n, measure))}
-    return min(times, key=lambda name: times[name]) if times else None
-
-
-def ratio(cell: Cell, name: str | None, measure: str) -> str:
-    ours, theirs = spent(cell, OURS, measure), spent(cell, name or "", measure)
-    if ours is None or theirs is None:
+def ratio(cell: Cell, name: str, measure: str, form: str = "{:.2f}") -> str:
+    found = goals.ratio(cell, name, measure)
+    if found is None:
         return "-"
-    return marked(f"{theirs['median'] / ours['median']:.2f}", ours, theirs)
+    text = marked(form.format(found), spent(cell, OURS, measure), spent(cell, name, measure))
+    return f"{text}†" if is_idle(cell, name) else text
 
 
-def marked(text: str, *times: Mapping[str, float]) -> str:
-    noisy = any(t["high"] - t["low"] > NOISY * t["median"] for t in times)
+def marked(text: str, *times: Mapping[str, float] | None) -> str:
+    noisy = any(t["high"] - t["low"] > NOISY * t["median"] for t in times if t is not None)
     return f"~{text}" if noisy else text
 
 
 def limit(cell: Cell) -> str:
-    ours, null = spent(cell, OURS, "wall"), spent(cell, NULL, "wall")
-    if ours is None or null is None:
-        return "-"
-    return marked(f"{null['median'] / ours['median']:.0%}", ours, null)
+    return ratio(cell, NULL, "wall", "{:.0%}")
 
 
-def copy_share(cell: Cell, copied: float) -> str:
-    ours = spent(cell, OURS, "device")
-    if ours is None:
-        return "-"
-    return marked(f"{cell['bytes'] / ours['median'] / copied:.0%}", ours)
+def copy_share(cell: Cell, data: dict[str, Any]) -> str:
+    found = goals.of_copy(cell, data)
+    return "-" if found is None else marked(f"{found:.0%}", spent(cell, OURS, "device"))
 
 
 def bandwidth(cell: Cell, measure: str) -> str:
@@ -250,15 +274,10 @@ def ratios(data: dict[str, Any], dtype: str, measure: str) -> str:
                 for c in found
             ]
             yield [name, "ours, ms", *ours]
-            for peer in (TORCH_FUSED, TORCH_COMPILE):
-                if any(c is not None and spent(c, peer, measure) for c in found):
-                    yield [
-                        "",
-                        peer,
-                        *("-" if c is None else ratio(c, peer, measure) for c in found),
-                    ]
-            best = ["-" if c is None else ratio(c, others(c, measure), measure) for c in found]
-            yield ["", "best other", *best]
+            for peer in (TORCH_FUSED, TORCH_COMPILE, LOOP, FOREACH):
+                row = ["-" if c is None else ratio(c, peer, measure) for c in found]
+                if set(row) != {"-"}:
+                    yield ["", peer, *row]
 
     return table(["optimizer", "against", *heads(data, chosen)], rows())
 
@@ -282,34 +301,28 @@ def limits(data: dict[str, Any], measure: str, share: Callable[[Cell], str]) -> 
     return table(["optimizer", *words], rows())
 
 
-def per_parameter(data: dict[str, Any], measure: str, names: Sequence[str]) -> Iterator[str]:
+def per_parameter(data: dict[str, Any], measure: str, names: Sequence[str]) -> str:
     """How long the small sets take, whose time is the host's, in float32."""
     chosen = columns(data, small=True)
 
     def rows() -> Iterator[list[str]]:
         for optimizer in optimizers(data):
-            for name in (*names, "best other"):
+            for name in names:
                 row = [optimizer if name == names[0] else "", name]
                 for tensors, gradients in chosen:
                     cells = select(
                         data, optimizer=optimizer, dtype="float32", set=tensors, gradients=gradients
                     )
-                    row += [
-                        microseconds(data, c, others(c, measure) if name == "best other" else name,
-                                     measure)
-                        for c in cells
-                    ] or ["-"]  # fmt: skip
+                    row += [microseconds(data, c, name, measure) for c in cells] or ["-"]
                 if set(row[2:]) != {"-"}:
                     yield row
 
-    yield table(["optimizer", "", *heads(data, chosen)], rows())
+    return table(["optimizer", "", *heads(data, chosen)], rows())
 
 
-def microseconds(data: dict[str, Any], cell: Cell, name: str | None, measure: str) -> str:
-    time = spent(cell, name or "", measure)
-    if time is None:
-        return "-"
-    return marked(f"{1e6 * time['median'] / data['sets'][cell['set']]['tensors']:.2f}", time)
+def microseconds(data: dict[str, Any], cell: Cell, name: str, measure: str) -> str:
+    found = goals.per_parameter(data, cell, name, measure)
+    return "-" if found is None else marked(f"{found:.2f}", spent(cell, name, measure))
 
 
 def memory_lines(data: dict[str, Any]) -> Iterator[str]:

@@ -14,12 +14,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class TensorSet:
-    """`small` sets are bound by the host: a step's time per parameter says more than bandwidth."""
+    """`small` sets are bound by the host: a step's time per parameter says more than bandwidth.
+    Where there is next to nothing to compute, `dtypes` has one: others cost the same."""
 
     name: str
     title: str
     shapes: tuple[Shape, ...]
     small: bool = False
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
     @property
     def elements(self) -> int:
@@ -71,7 +73,7 @@ SETS = {
         TensorSet("llm", "a GPT of 60.5 M: 171 tensors", tuple(_transformer(14, 512, 32_000))),
         TensorSet("resnet50", "ResNet-50, 25.6 M: 161 tensors", tuple(_resnet50())),
         TensorSet("tiny", "1,000 tensors of 100 to 1,000", tuple(_spread(1000)), small=True),
-        TensorSet("host", "1,000 tensors of 16", ((16,),) * 1000, small=True),
+        TensorSet("host", "1,000 tensors of 16", ((16,),) * 1000, small=True, dtypes=("float32",)),
     )
 }
 

@@ -25,14 +25,20 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine, null
-from benchmarks.contenders import OURS, Make, algorithms, traffic
+from benchmarks.contenders import NULL, OURS, Make, algorithms, traffic
 from benchmarks.sets import SETS, TensorSet, cut, new_gradients, parameters
-from benchmarks.timing import Effort, Measure, Step, failure, interleaved, nothing
+from benchmarks.timing import Effort, Measure, Step, failure, interleaved, nothing, rounded
 
 DEFAULT = Effort()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Where gradients lie: at the same addresses in each step, or where a backward pass has put them.
 KEPT, NEW = "kept", "new"
+# What is copied to see how fast memory is: more than caches hold.
+COPIED = 2**30
+# What tells machines apart whose times must not be mixed.
+PROCESSORS = ("processor", "cores", "gpu")
+# Of so many of the largest tensors the first elements say whether a step updates.
+SAMPLED, SAMPLE = 20, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,9 @@ def parser(description: str, sets: Sequence[str] = tuple(SETS)) -> argparse.Argu
     add("--rounds", type=int, default=DEFAULT.rounds, help="steps of a contender, at most")
     add("--seconds", type=float, default=DEFAULT.seconds, help="how long a cell is measured, about")
     add("--smoke", action="store_true", help="sets cut to a few elements: does everything run?")
+    add("--minutes", type=float, help="no cell begins after that")
     add("-o", "--output", type=Path, help="the file for the results, JSON; else they are printed")
+    add("--resume", action="store_true", help="keep what the file has, and measure what it lacks")
     return found
 
 
@@ -108,6 +116,8 @@ def parse(found: argparse.ArgumentParser, arguments: Sequence[str] | None) -> ar
         options.seconds = min(options.seconds, 1.0)
     if options.smoke:
         options.rounds = min(options.rounds, 2)
+    if options.resume and options.output is None:
+        found.error("--resume needs the file of --output")
     return options
 
 
@@ -118,13 +128,16 @@ def effort(options: argparse.Namespace) -> Effort:
 
 def compiles(options: argparse.Namespace, cell: Cell) -> bool:
     """Whether `torch.compile` takes part in a cell."""
-    common = cell.algorithm in ("AdamW", "SGD") and cell.tensors.name == "resnet50"
-    return bool(options.compile == "all" or (options.compile == "few" and common))
+    few = (("AdamW", "large"), ("SGD", "large"), ("AdamW", "resnet50"))
+    is_one = (cell.algorithm, cell.tensors.name) in few
+    return bool(options.compile == "all" or (options.compile == "few" and is_one))
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
     for dtype in options.dtypes:
         for name in options.sets:
+            if dtype not in SETS[name].dtypes:
+                continue
             chosen = cut(SETS[name]) if options.smoke else SETS[name]
             # A thousand addresses are found anew in each step of a training.
             for gradients in (KEPT, NEW) if chosen.small else (KEPT,):
@@ -136,11 +149,17 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
 
 
 class Results:
-    """What is measured, written after each cell: a run that is stopped leaves what it has."""
+    """What is measured, written after each cell: a run that is stopped leaves what it has, and with
+    `resume` another one goes on.
+
+    Raises:
+        SystemExit: what there is to go on with is of another machine, or of other versions.
+    """
 
     def __init__(self, benchmark: str, options: argparse.Namespace) -> None:
         self.file: Path | None = options.output
         self.watch = machine.Watch()
+        self.end = inf if options.minutes is None else time.monotonic() + 60 * options.minutes
         chosen = {k: v for k, v in vars(options).items() if k not in ("command", "output")}
         self.data: dict[str, Any] = {
             "benchmark": benchmark,
@@ -160,6 +179,28 @@ class Results:
             },
             "cells": [],
         }  # fmt: skip
+        if self.file is not None and options.resume and self.file.exists():
+            self._resume(json.loads(self.file.read_text(encoding="utf-8")))
+
+    def _resume(self, before: dict[str, Any]) -> None:
+        for key in ("benchmark", "versions", "settings"):
+            if before[key] != self.data[key]:
+                raise SystemExit(f"{self.file} was measured with another {key}: nothing to resume.")
+        if any(before["machine"].get(n) != self.data["machine"].get(n) for n in PROCESSORS):
+            raise SystemExit(f"{self.file} was measured on another machine: nothing to resume.")
+        self.data["sets"] = before["sets"] | self.data["sets"]
+        # What failed is tried again.
+        for key in ("cells", "memory"):
+            self.data[key] = [row for row in before.get(key, ()) if "error" not in row]
+
+    def has(self, key: Mapping[str, str], rows: str = "cells") -> bool:
+        """Whether there is a row of this already."""
+        found: Sequence[Mapping[str, Any]] = self.data.get(rows, ())
+        return any(all(row.get(k) == v for k, v in key.items()) for row in found)
+
+    def is_late(self) -> bool:
+        """Whether the time is over in which something else may begin."""
+        return time.monotonic() > self.end
 
     def add(self, cell: Mapping[str, Any]) -> None:
         """A further row of the results."""
@@ -260,6 +301,9 @@ class Bench:
         before = moved if cell.gradients == NEW else nothing
         times = interleaved({name: maker(name) for name in makers}, measure, effort, before)
         found: dict[str, Any] = {"busy": watch.seen()["busy"]}
+        for name, time_of in times.items():
+            if name != NULL and "error" not in time_of:
+                time_of["changed"] = changed(self.params, made[name].step)
         if "error" not in times[OURS]:
             found["bytes"] = traffic(made[OURS])
             try:
@@ -269,6 +313,17 @@ class Bench:
         return {**found, "contenders": times}
 
 
+def changed(params: Sequence[Tensor], step: Step) -> float:
+    """The part of the elements, of a sample, that a step gives another value, which is a number:
+    whoever skips its work is fast."""
+    largest = sorted(params, key=Tensor.numel)[-SAMPLED:]
+    views = [param.detach().flatten()[:SAMPLE] for param in largest]
+    before = [view.clone() for view in views]
+    step()
+    counts = [((a != b) & a.isfinite()).sum().item() for a, b in zip(views, before, strict=True)]
+    return rounded(sum(counts) / sum(map(Tensor.numel, views)))
+
+
 def run(
     results: Results,
     options: argparse.Namespace,
@@ -276,21 +331,22 @@ def run(
     makers: Callable[[Cell], Mapping[str, Make]],
     measure: Measure,
     after: Callable[[Any], Mapping[str, Any]],
-    end: float = inf,
 ) -> None:
     """Time every cell that `options` choose.
 
     Args:
-        results: where they go; a cell that fails is there with its error.
+        results: where they go; a cell that fails is there with its error, one that is there
+            already is not measured.
         options: what `parse` gave.
         bench: the parameters.
         makers: the contenders of a cell.
         measure: what times a step.
         after: what else is found out about our optimizer.
-        end: the time, as of `time.monotonic`, after which no cell begins.
     """
     for cell in cells(options):
-        if time.monotonic() > end:
+        if results.has(cell.key()):
+            continue
+        if results.is_late():
             results.data["skipped"].append(cell.key())
             continue
         try:

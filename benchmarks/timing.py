@@ -1,8 +1,10 @@
-"""Contenders -> times of their steps, taken in turn: A B C A B C, so that whatever else the machine
-does reaches all of them."""
+"""Contenders -> times of their steps, taken in turn: A B C, B C A, C A B, so that whatever else the
+machine does reaches all of them, and none has always the same one before it, whose data is in the
+caches."""
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 import traceback
@@ -31,9 +33,9 @@ class Effort:
     """How long to measure. Each contender gets the same share of `seconds`, and at least `least`
     rounds; no more than `rounds`. The first of `warm` steps makes state, plans and kernels."""
 
-    seconds: float = 3.0
-    rounds: int = 100
-    least: int = 5
+    seconds: float = 1.5
+    rounds: int = 50
+    least: int = 4
     warm: int = 2
 
 
@@ -74,10 +76,12 @@ def interleaved(
     turns = _turns({n: costs[n] for n, r in results.items() if "error" not in r}, effort)
     times: dict[str, list[Mapping[str, float]]] = {name: [] for name in turns}
     last = max(turns.values(), default=0)
+    drawn = random.Random(0)
     for turn in range(last):
-        for name, count in turns.items():
-            # Whoever runs less often does so at even distances.
-            if turn * count // last == (turn + 1) * count // last or "error" in results[name]:
+        # Whoever runs less often does so at even distances.
+        due = [n for n, c in turns.items() if turn * c // last < (turn + 1) * c // last]
+        for name in drawn.sample(due, len(due)):
+            if "error" in results[name]:
                 continue
             try:
                 before()

@@ -73,6 +73,10 @@ NOTES = {
     "norm": "the Euclidean norm of one parameter's elements",
     "max_abs": "the largest absolute value of one parameter's elements",
     "dot": "the sum of the products of two tensors' elements",
+    "all_sum": "of the elements of all parameters",
+    "all_norm": "the Euclidean norm of the elements of all parameters",
+    "all_max_abs": "the largest absolute value of the elements of all parameters",
+    "all_dot": "the sum of the products of the elements of all parameters",
     "zeros_like": "`zeros_like(param)`",
     "full_like": "`full_like(param, number)`",
     "add_scaled": "`a + s * b`",
@@ -159,7 +163,7 @@ def taken(op: Op) -> str:
             return "first values"
         case Rule.SCALAR_ONLY:
             return "numbers"
-        case Rule.REDUCE | Rule.ALONG | Rule.MATRIX | Rule.HOST:
+        case Rule.REDUCE | Rule.TOTAL | Rule.ALONG | Rule.MATRIX | Rule.HOST:
             return "tensors"
         case Rule.JOIN if op.operands[0] is Type.PREDICATE:
             return "slots"
@@ -173,6 +177,8 @@ def result(op: Op) -> str:
             return "tensor"
         case Rule.REDUCE | Rule.HOST:
             return "one number per parameter"
+        case Rule.TOTAL:
+            return "one number for all"
         case Rule.ALONG:
             return "rows or columns"
         case Rule.MATRIX:
@@ -188,7 +194,7 @@ def fused(op: Op) -> str:
             return "-"
         case Rule.ALONG | Rule.MATRIX | Rule.HOST:
             return "no"
-        case Rule.JOIN | Rule.SCALAR_ONLY | Rule.REDUCE:
+        case Rule.JOIN | Rule.SCALAR_ONLY | Rule.REDUCE | Rule.TOTAL:
             # The host answers `unset` with a flag.
             return "no" if op.triton is None and op.name != "unset" else "yes"
 
@@ -238,7 +244,7 @@ def kinds() -> str:
         Kind.OPTION: "options and literals",
         Kind.HYPER: "hyperparameters: a number per group",
         Kind.SCALAR: "slots that begin as a number, properties of the parameter, `host(...)`",
-        Kind.GLOBAL: "one number for all parameters; no operator makes it yet",
+        Kind.GLOBAL: "a number that is made of all parameters: `all_norm(grad)`",
         Kind.REDUCED: "one number per parameter, from its elements: `norm(grad)`",
         Kind.FACTORED: "rows and columns: `norm(grad, dim=-1)`",
         Kind.ELEMENTWISE: "`param`, `grad`, slots that are tensors",

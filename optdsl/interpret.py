@@ -3,11 +3,12 @@ no code with any backend."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 from types import MappingProxyType
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, TypeGuard, assert_never
 
 import numpy as np
 
@@ -28,9 +29,12 @@ from optdsl.ir import (
     Spec,
     State,
     Stmt,
+    expressions,
     follows_epoch,
+    statements,
+    walk,
 )
-from optdsl.ops import OPS, PROPERTIES, Kind
+from optdsl.ops import OPS, PROPERTIES, Kind, Rule
 
 Value = Any  # a float, a bool, a string or a float64 array
 Environment = MutableMapping[str, Value]
@@ -51,6 +55,8 @@ def evaluate(expr: Expr, names: Mapping[str, Value]) -> Value:
             return evaluate(left, names) and evaluate(right, names)
         case Apply(op="or", args=(left, right)) if expr.kind <= Kind.SCALAR:
             return evaluate(left, names) or evaluate(right, names)
+        case Apply() if _is_total(expr):
+            return names[_total_name(expr)]
         case Apply(op=op, args=args):
             with np.errstate(all="ignore"):
                 return OPS[op].numpy(*(evaluate(a, names) for a in args))
@@ -60,7 +66,64 @@ def evaluate(expr: Expr, names: Mapping[str, Value]) -> Value:
 
 def run(body: tuple[Stmt, ...], names: Environment) -> None:
     """Statements, top to bottom. `names` is the state and is changed."""
+    run_all(body, [names])
+
+
+def run_all(body: tuple[Stmt, ...], members: Sequence[Environment]) -> None:
+    """The same for all parameters, which wait for each other where they need a total: whoever comes
+    there has a part in it."""
+    places = {id(total): place for place, total in enumerate(_totals(body))}
+    walkers = [_running(body, names) for names in members]
+    waiting = [next(walker, None) for walker in walkers]
+    while any(waiting):
+        here = min((t for t in waiting if t is not None), key=lambda total: places[id(total)])
+        arrived = [n for n, total in enumerate(waiting) if total is here]
+        value = _total(here, [members[n] for n in arrived])
+        for n in arrived:
+            members[n][_total_name(here)] = value
+            waiting[n] = next(walkers[n], None)
+
+
+def _total(total: Apply, members: Sequence[Environment]) -> Value:
+    """The reduction of what all parameters have, one behind the other."""
+    columns = [
+        np.broadcast_arrays(*(np.asarray(evaluate(a, names), np.float64) for a in total.args))
+        for names in members
+    ]
+    with np.errstate(all="ignore"):
+        return OPS[total.op].numpy(
+            *(
+                np.concatenate([np.ravel(c) for c in column])
+                for column in zip(*columns, strict=True)
+            )
+        )
+
+
+def _is_total(expr: Expr) -> TypeGuard[Apply]:
+    return isinstance(expr, Apply) and OPS[expr.op].rule is Rule.TOTAL
+
+
+def _totals(body: tuple[Stmt, ...]) -> Iterator[Apply]:
+    """The totals of statements in the order in which they are needed."""
+    return (t for s in statements(body) for e in expressions(s) for t in _totals_in(e))
+
+
+def _totals_in(expr: Expr) -> Iterator[Apply]:
+    """The totals of an expression, operands before what they are in."""
+    return filter(_is_total, reversed(list(walk(expr))))
+
+
+def _total_name(total: Apply) -> str:
+    """What its value stands under: no name of a spec."""
+    return f"total {id(total)}"
+
+
+def _running(body: tuple[Stmt, ...], names: Environment) -> Iterator[Apply]:
+    """Run statements. Before one that needs totals it gives these, and goes on when `names` has
+    their values."""
     for stmt in body:
+        for expr in expressions(stmt):
+            yield from _totals_in(expr)
         match stmt:
             case Let(name=name, value=value):
                 names[name] = evaluate(value, names)
@@ -71,10 +134,11 @@ def run(body: tuple[Stmt, ...], names: Environment) -> None:
             case Descend(value=value):
                 names["param"] = names["param"] - evaluate(value, names)
             case If():
-                run(stmt.then if evaluate(stmt.condition, names) else stmt.orelse, names)
+                branch = stmt.then if evaluate(stmt.condition, names) else stmt.orelse
+                yield from _running(branch, names)
             case Repeat(count=count, body=inner):
                 for _ in range(evaluate(count, names)):
-                    run(inner, names)
+                    yield from _running(inner, names)
             case _:
                 assert_never(stmt)
 
@@ -101,7 +165,7 @@ def step(
     grad: np.ndarray[Any, np.dtype[np.float64]],
     state: Mapping[str, Value] | None = None,
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], dict[str, Value]]:
-    """One update of one parameter: the new parameter and the new slots.
+    """One update of one parameter, the only one that there is: the new parameter and the new slots.
 
     Args:
         spec: as resolved, or after any pass.
@@ -114,21 +178,51 @@ def step(
     Raises:
         KeyError: a hyperparameter is missing.
     """
-    names: Environment = {**properties(param), **hypers}
+    (found,) = step_all(spec, [Member(hypers, param, grad, state)])
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A parameter as `step` takes it."""
+
+    hypers: Mapping[str, Value]
+    param: np.ndarray[Any, np.dtype[np.float64]]
+    grad: np.ndarray[Any, np.dtype[np.float64]]
+    state: Mapping[str, Value] | None = None
+
+
+def step_all(
+    spec: Spec, members: Sequence[Member]
+) -> list[tuple[np.ndarray[Any, np.dtype[np.float64]], dict[str, Value]]]:
+    """One update of all parameters that have a gradient: what `step` gives, for each. Their
+    hyperparameters may differ, as those of groups do."""
+    all_names = [_names_of(spec, member) for member in members]
+    run_all(spec.scalars, all_names)
+    for stage in (*spec.barriers, *spec.stages):
+        inside = [dict(names) for names in all_names]
+        run_all(stage.body, inside)
+        for names, found in zip(all_names, inside, strict=True):
+            names.update({name: found.get(name, 0.0) for name in stage.reductions})
+    run_all(spec.body, all_names)
+    return [
+        (names["param"], {s.name: names[s.name] for s in spec.states if names[s.name] is not None})
+        for names in all_names
+    ]
+
+
+def _names_of(spec: Spec, member: Member) -> Environment:
+    """What a parameter's update begins with."""
+    names: Environment = {**properties(member.param), **member.hypers}
     for hyper in spec.hypers:
         if hyper.components:
-            names.update(zip(hyper.components, hypers[hyper.name], strict=True))
-    names.update(param=np.asarray(param, np.float64), grad=np.asarray(grad, np.float64))
+            names.update(zip(hyper.components, member.hypers[hyper.name], strict=True))
+    names["param"] = np.asarray(member.param, np.float64)
+    names["grad"] = np.asarray(member.grad, np.float64)
     for slot in spec.states:
+        state = member.state
         names[slot.name] = initial(slot, names) if state is None else state.get(slot.name)
-    run(spec.scalars, names)
-    for stage in spec.stages:
-        inside = dict(names)
-        run(stage.body, inside)
-        names.update({name: inside.get(name, 0.0) for name in stage.reductions})
-    run(spec.body, names)
-    slots = {s.name: names[s.name] for s in spec.states if names[s.name] is not None}
-    return names["param"], slots
+    return names
 
 
 # Averages

@@ -217,7 +217,7 @@ POLICIES = ("rounding", "kahan", "master_weights", "state_dtype", "seed")
 class Stage:
     """A pass over a parameter's elements that stores nothing, and is there for the numbers that its
     body makes of them: `let name = norm(x)` for each of `reductions`. One in a branch that is not
-    taken is 0."""
+    taken is 0, or no part of a total."""
 
     body: tuple[Stmt, ...]
     reductions: tuple[str, ...]
@@ -228,7 +228,8 @@ class Spec:
     """An optimizer. `signature` is the constructor's order after `params`: hyperparameters, flags,
     and `*` where keyword-only arguments begin. `fixed` holds the options that a derived optimizer
     has decided. The pass `hoist_scalars` moves scalar work from `body` to `scalars`, the pass
-    `stages` what reductions need to the passes before `body`. `sparse` and
+    `stages` what reductions need to the passes before `body`, the pass `barriers` only what those
+    of all parameters need. `sparse` and
     `complex` say how the update treats such tensors; `complex` is None where the default holds.
     `routine` names a module of the runtime that stands in the place of a body."""
 
@@ -249,6 +250,7 @@ class Spec:
     scalars: tuple[Stmt, ...] = ()
     columns: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
+    barriers: tuple[Stage, ...] = ()
     span: Span = _nowhere()
 
 
@@ -394,6 +396,8 @@ def apply(op: str, *args: Expr, span: Span = NOWHERE) -> Apply:
     match OPS[op].rule:
         case Rule.REDUCE:
             kind = Kind.REDUCED
+        case Rule.TOTAL:
+            kind = Kind.GLOBAL
         case Rule.ALONG | Rule.INITIAL_ALONG:
             kind = Kind.FACTORED
         case Rule.MATRIX:

@@ -24,7 +24,7 @@ class Kind(IntEnum):
     OPTION = 0  # options and literals: known when a kernel is specialised
     HYPER = 1  # hyperparameters and properties of the parameter: a number per group or tensor
     SCALAR = 2  # zero-dimensional slots: a number per parameter and step, float64 on the host
-    GLOBAL = 3  # one number for all parameters: a barrier
+    GLOBAL = 3  # a number made of the elements of all parameters
     REDUCED = 4  # one number per parameter that is computed from its elements
     FACTORED = 5  # rows and columns: results of reductions along a dimension
     ELEMENTWISE = 6  # shaped like the parameter
@@ -45,6 +45,7 @@ class Rule(Enum):
 
     JOIN = "the widest of the operands"
     REDUCE = "one number per parameter"
+    TOTAL = "one number for all parameters: each of them computes its part first"
     ALONG = "reduced along one dimension, which stays with size 1"
     MATRIX = "needs whole matrices, or has a dtype of its own"
     HOST = "a number on the host"
@@ -208,6 +209,14 @@ def _norm(x: Any) -> Any:
     return np.sqrt(np.sum(np.square(x)))
 
 
+def _max_abs(x: Any) -> Any:
+    return np.max(np.abs(x), initial=0.0)
+
+
+def _dot(a: Any, b: Any) -> Any:
+    return np.sum(a * b)
+
+
 def _norm_along(x: Any, dim: int) -> Any:
     return np.sqrt(np.sum(np.square(x), axis=dim, keepdims=True))
 
@@ -312,8 +321,13 @@ TABLE: tuple[Op, ...] = (
     Op("sum", Call("sum"), (N,), N, Rule.REDUCE, False, np.sum, None, Method("sum"), None, Call("_math.widened"), Call("widened"), Call(r"\operatorname{sum}")),
     Op("mean", Call("mean"), (N,), N, Rule.REDUCE, False, np.mean, None, Method("mean"), None, Call("_math.widened"), Call("widened"), Call(r"\operatorname{mean}")),
     Op("norm", Call("norm"), (N,), N, Rule.REDUCE, False, _norm, None, Method("norm"), None, Call("_math.square"), Call("square"), Fence(r"\| ", r" \|")),
-    Op("max_abs", Call("max_abs"), (N,), N, Rule.REDUCE, False, lambda x: np.max(np.abs(x), initial=0.0), None, Call("max_abs"), None, Call("_math.magnitude"), Call("magnitude"), Call(r"\operatorname{max\_abs}")),
-    Op("dot", Call("dot"), (N, N), N, Rule.REDUCE, False, lambda a, b: np.sum(a * b), None, Call("dot"), None, Call("_math.product"), Call("product"), Fence(r"\langle ", r" \rangle")),
+    Op("max_abs", Call("max_abs"), (N,), N, Rule.REDUCE, False, _max_abs, None, Call("max_abs"), None, Call("_math.magnitude"), Call("magnitude"), Call(r"\operatorname{max\_abs}")),
+    Op("dot", Call("dot"), (N, N), N, Rule.REDUCE, False, _dot, None, Call("dot"), None, Call("_math.product"), Call("product"), Fence(r"\langle ", r" \rangle")),
+    # Reductions over all parameters of all groups. For torch, what one parameter has a part in it with.
+    Op("all_sum", Call("all_sum"), (N,), N, Rule.TOTAL, False, np.sum, None, Call("_totals.sum"), None, Call("_math.widened"), Call("widened"), Call(r"\operatorname{all\_sum}")),
+    Op("all_norm", Call("all_norm"), (N,), N, Rule.TOTAL, False, _norm, None, Call("_totals.norm"), None, Call("_math.square"), Call("square"), Phrase(r"\| {0} \|_{{\mathrm{{all}}}}")),
+    Op("all_max_abs", Call("all_max_abs"), (N,), N, Rule.TOTAL, False, _max_abs, None, Call("_totals.max_abs"), None, Call("_math.magnitude"), Call("magnitude"), Call(r"\operatorname{all\_max\_abs}")),
+    Op("all_dot", Call("all_dot"), (N, N), N, Rule.TOTAL, False, _dot, None, Call("_totals.dot"), None, Call("_math.product"), Call("product"), Phrase(r"\langle {0}, {1} \rangle_{{\mathrm{{all}}}}")),
     # Reductions along one dimension. A keyword, `norm(x, dim=-1)`, tells them from those above.
     Op("sum_along", Along("sum"), (N, N), N, Rule.ALONG, False, lambda x, dim: np.sum(x, axis=dim, keepdims=True), None, KeepDim("sum"), None, None, None, Along(r"\operatorname{sum}")),
     Op("mean_along", Along("mean"), (N, N), N, Rule.ALONG, False, lambda x, dim: np.mean(x, axis=dim, keepdims=True), None, KeepDim("mean"), None, None, None, Along(r"\operatorname{mean}")),
@@ -362,5 +376,7 @@ LEVELS: dict[str, Level] = {
 }
 # Reductions that `dim=` turns into another operator.
 ALONG: dict[str, Op] = {op.source.name: op for op in TABLE if isinstance(op.source, Along)}
+# Operators that Python raises for at some numbers.
+PARTIAL = frozenset({"div", "rdiv", "floordiv", "mod", "pow", "sqrt", "log", "exp"})
 # How specs write a binary operator.
 SYMBOLS: dict[str, str] = {op.name: symbol for symbol, op in BINARY.items()}

@@ -213,7 +213,7 @@ def _is_short(part: tuple[str, Level]) -> bool:
 
 def show_spec(spec: Spec) -> str:
     """A spec's program in the language's own words; for people, and for tests of passes."""
-    stages = (("stage", stage.body) for stage in spec.stages)
+    stages = (("stage", stage.body) for stage in (*spec.barriers, *spec.stages))
     parts = [("scalars", spec.scalars), *stages, ("update", spec.body)]
     blocks = [f"{word} {{\n{show_body(body, 1)}\n}}" for word, body in parts if body]
     return "\n".join(blocks)

@@ -15,7 +15,7 @@ STANDARD = {
 TORCH = {"torch": "", "Tensor": "torch", "ParamsT": "torch.optim.optimizer"}
 # The shared modules of the package.
 RUNTIME = {
-    "_numbers": ".",
+    **dict.fromkeys(("_numbers", "_totals"), "."),
     "scale_": "._foreach",
     **dict.fromkeys(("Optimizer", "Routine", "Row"), "._optimizer"),
     "precision": "._policy",

@@ -6,6 +6,8 @@ operands may be the target, find them at once.
 
 from __future__ import annotations
 
+from textwrap import dedent, indent
+
 from hypothesis import strategies as st
 
 SCALARS = ("c", "d", "0.5", "(1 - c)", "(1 - c ** step)", "c * d", "-d")
@@ -20,17 +22,30 @@ SMOOTH = (
 )  # fmt: skip
 # Bit for bit the same everywhere, but a rounding before them can flip them.
 JUMPY = ("sign(T)", "floor(T)", "where(T > T, T, T)", "sign(T + S * T) * T")
-# Reductions of one another, of masks, and whose numbers are operands in their turn.
+# Reductions of one another, of masks, and whose numbers are operands in their turn. No mask is of
+# what is equal but for a rounding, as the elements of `b` are to their mean.
 NESTED = (
-    "T / (norm(T / (norm(T) + 1)) + 1)", "T - mean(T - mean(T))", "T * mean(T > mean(T))",
+    "T / (norm(T / (norm(T) + 1)) + 1)", "T - mean(T - mean(T))", "T * mean(T > mean(T) + S)",
     "where(norm(T) > 3, T / norm(T), T)", "T + sum(T * max_abs(T)) / 90", "T * mean(T * T > S)",
     "T / max(norm(T), S)", "T * min(max_abs(T), S)", "T + dot(T, T / (norm(T) + 1)) / 40",
 )  # fmt: skip
 
 
+def spec_of(update: str, change: str = "d * a + 0 * b") -> str:
+    """A spec with two slots, two hyperparameters, an option and an update, which ends with
+    `descend`."""
+    return (
+        "optimizer Random {\n"
+        "    hyper c = 0.3\n    hyper d = 0.7\n    option flag = false\n"
+        "    state step = 0\n    state a = zeros_like(param)\n    state b = full_like(param, c)\n"
+        f"    update {{\n        step += 1\n{indent(dedent(update), ' ' * 8)}\n"
+        f"        descend {change}\n    }}\n}}\n"
+    )
+
+
 @st.composite
 def updates(draw: st.DrawFn, patterns: tuple[str, ...] = SMOOTH) -> str:
-    """A whole spec with two slots, two hyperparameters, an option and an update."""
+    """A spec with an update by chance."""
     names = ["param", "grad", "a", "b"]
     lines: list[str] = []
 
@@ -41,38 +56,32 @@ def updates(draw: st.DrawFn, patterns: tuple[str, ...] = SMOOTH) -> str:
                 text = text.replace(mark, draw(st.sampled_from(pool)), 1)
         return text
 
-    def statement(depth: int, indent: str) -> None:
+    def statement(depth: int, space: str) -> None:
         choice = draw(st.integers(0, 9))
         if choice == 0 and depth == 0:
-            lines.append(f"{indent}if {draw(st.sampled_from(['flag', 'c > 0.4']))} {{")
+            lines.append(f"{space}if {draw(st.sampled_from(['flag', 'c > 0.4']))} {{")
             known = len(names)
             for _ in range(draw(st.integers(1, 2))):
-                statement(depth + 1, indent + "    ")
+                statement(depth + 1, space + "    ")
             del names[known:]
-            lines.append(f"{indent}}} else {{")
-            statement(depth + 1, indent + "    ")
+            lines.append(f"{space}}} else {{")
+            statement(depth + 1, space + "    ")
             del names[known:]
-            lines.append(f"{indent}}}")
+            lines.append(f"{space}}}")
         elif choice <= 3:
             value = draw(st.sampled_from([*names, "", "", ""])) or expression()
-            lines.append(f"{indent}let x{len(names)} = {value}")
+            lines.append(f"{space}let x{len(names)} = {value}")
             names.append(f"x{len(names)}")
         elif choice <= 5:
             target = draw(st.sampled_from(names))
             sign = draw(st.sampled_from("+-*"))
-            lines.append(f"{indent}{target} {sign}= {expression()}")
+            lines.append(f"{space}{target} {sign}= {expression()}")
         else:
             target = draw(st.sampled_from(names))
             value = draw(st.sampled_from([*names, "", "", ""])) or expression()
-            lines.append(f"{indent}{target} = {value}")
+            lines.append(f"{space}{target} = {value}")
 
     for _ in range(draw(st.integers(2, 7))):
-        statement(0, "        ")
+        statement(0, "")
     last = draw(st.sampled_from(names))
-    body = "\n".join(lines)
-    return (
-        "optimizer Random {\n"
-        "    hyper c = 0.3\n    hyper d = 0.7\n    option flag = false\n"
-        "    state step = 0\n    state a = zeros_like(param)\n    state b = full_like(param, c)\n"
-        f"    update {{\n        step += 1\n{body}\n        descend d * {last}\n    }}\n}}\n"
-    )
+    return spec_of("\n".join(lines), f"d * {last}")

@@ -54,6 +54,7 @@ VARIATIONS: dict[str, dict[str, tuple[Any, ...]]] = {
         "adaptive": (False, True),
     },
     "LARS": {"weight_decay": (0, 0.1), "momentum": (0, 0.9), "adaptive": (False, True)},
+    "SNGM": {"weight_decay": (0, 0.1), "momentum": (0, 0.9)},
     "Adadelta": {"weight_decay": (0, 0.1), "rho": (0.9, 0.95)},
     "Adamax": {"weight_decay": (0, 0.1)},
     "NAdam": {
@@ -89,6 +90,7 @@ NOT_DEFAULT = {
     "Muon": ("weight_decay", "nesterov"),
     "LAMB": ("weight_decay", "adaptive"),
     "LARS": ("weight_decay", "momentum", "adaptive"),
+    "SNGM": ("momentum",),
 }
 
 # The dtypes that torch refuses, or in LBFGS's line search overflows in.
@@ -111,6 +113,7 @@ SECOND_GROUP: dict[str, dict[str, Any]] = {
     "Lion": {"betas": (0.8, 0.95)},
     "LAMB": {"betas": (0.8, 0.95), "eps": 1e-3},
     "LARS": {"trust_coefficient": 0.1},
+    "SNGM": {},
     "Adadelta": {"eps": 1e-5},
     "Adamax": {"betas": (0.8, 0.95), "eps": 1e-6},
     "NAdam": {"betas": (0.8, 0.95), "eps": 1e-6},

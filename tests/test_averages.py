@@ -619,7 +619,7 @@ def test_without_a_kernel_a_fused_average_is_the_for_loop_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ours.EMA, "kernels", "")
-    _backends.say_once.cache_clear()
+    _backends._say_once.cache_clear()
     with pytest.warns(UserWarning, match="There is no fused kernel for EMA"):
         found = run(ours, {"average": ours.EMA(0.9), "fused": True, "use_buffers": True}, Net())
     assert_same(found, run(theirs, {**WAYS["avg_fn, EMA"](theirs), "use_buffers": True}, Net()))

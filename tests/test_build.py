@@ -599,7 +599,7 @@ def test_show_what_each_target_emits(target: Target) -> None:
     [
         (["Adma"], "Unknown definition 'Adma'. Did you mean 'Adam'?"),
         (["Zzz"], "Unknown definition 'Zzz'. There are "),
-        (["Adam", "--after", "magic"], "Unknown pass 'magic'. There are, in order: lower_descend"),
+        (["Adam", "--after", "magic"], "Unknown pass 'magic'. There are, in order: name_totals"),
         (["Adam", "--target", "cobol"], "Unknown target 'cobol'. There are module, eager"),
         (["Adam", "--target", "eager", "--after", "contract"], "not both"),
         (["StepLR", "--after", "contract"], "Passes are for optimizers."),

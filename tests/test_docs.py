@@ -41,9 +41,9 @@ def blocks(words: str) -> list[Any]:
     ]
 
 
-@pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+def script(name: str) -> ModuleType:
+    """A file of `docs/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -51,9 +51,33 @@ def tables() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    return script("tables")
+
+
 def test_tables_are_the_compilers(tables: ModuleType) -> None:
     text = tables.PAGE.read_text(encoding="utf-8")
     assert tables.filled(text) == text, "To repair it: python docs/tables.py"
+
+
+def test_page_on_kernels_is_what_the_runs_have_found() -> None:
+    kernels = script("kernels")
+    report, product = kernels.kept()
+    text = kernels.PAGE.read_text(encoding="utf-8")
+    assert kernels.page(report, product) == text, "To repair it: python docs/kernels.py"
+
+
+def test_page_on_kernels_has_sums_of_all_rows_and_no_part_without_a_run() -> None:
+    kernels = script("kernels")
+    report, product = kernels.kept()
+    common = {"arch": "sm_90", "kernels": 2, "shared": 16, "spilling": 1, "narrow": 0}
+    registers = {"adam": 80, "ema": 40}
+    rows = [{**common, "module": name, "registers": n} for name, n in registers.items()]
+    text = kernels.page({**report, "gpu": rows, "cpu": []}, {**product, "optimizers": []})
+    assert "| sm_90 | 4 | 80 | 16 | 2 | 0 |\n" in text
+    assert "| adam | 80 |\n| ema | 40 |\n" in text
+    assert re.findall("^## .*", text, re.MULTILINE) == ["## On GPUs"]
 
 
 @pytest.mark.parametrize("text", blocks("opt"))

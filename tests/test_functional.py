@@ -167,9 +167,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def step_without_branches(optimizer: Any) -> None:
     """What a compiled or captured step computes."""
     with torch.no_grad():
-        for index, group in enumerate(optimizer.param_groups):
-            for member in optimizer._members(index, group):
-                optimizer._step_out_of_place(*member)
+        groups = enumerate(optimizer.param_groups)
+        optimizer._step_out_of_place([m for i, g in groups for m in optimizer._members(i, g)])
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

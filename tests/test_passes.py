@@ -26,6 +26,7 @@ from optdsl.passes import (
     FUNCTIONAL_PASSES,
     KERNEL_PASSES,
     PASSES,
+    barriers,
     branches_to_where,
     contract,
     derive_chain,
@@ -33,6 +34,7 @@ from optdsl.passes import (
     first_real_statement,
     hoist_scalars,
     lower_descend,
+    name_totals,
     optimise,
     stages,
 )
@@ -47,8 +49,11 @@ from optdsl.targets import triton
 FOLDER = Path(__file__).parent / "passes"
 REWRITES: dict[str, Callable[[Spec], Spec]] = {
     p.__name__: p
-    for p in (lower_descend, contract, drop_unused, hoist_scalars, stages, branches_to_where)
-}
+    for p in (
+        name_totals, lower_descend, contract, drop_unused, hoist_scalars, stages,
+        branches_to_where, barriers,
+    )
+}  # fmt: skip
 SHIPPED = [u for u in shipped_library().units if isinstance(u, Spec)]
 
 
@@ -174,7 +179,10 @@ def is_elementwise(spec: Spec) -> bool:
 def pipeline(spec: Spec) -> Iterator[tuple[str, Spec, Spec]]:
     """Each pass in order, with the spec before and behind it."""
     plain = lower_descend(spec)
-    yield "branches_to_where", plain, branches_to_where(plain)
+    chosen = branches_to_where(plain)
+    yield "branches_to_where", plain, chosen
+    named = name_totals(chosen)
+    yield "barriers", named, barriers(named)
     kernel = KERNEL_PASSES if is_elementwise(spec) else ()
     for rewrite in (*PASSES, *kernel):
         after = rewrite(spec)

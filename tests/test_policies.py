@@ -291,8 +291,7 @@ def without_branches(optimizer: Any) -> None:
     with torch.no_grad():
         for group in optimizer.param_groups:
             generated._policy.count(group, on_device=True)
-            for member in optimizer._members(0, group):
-                optimizer._step_out_of_place(*member)
+            optimizer._step_out_of_place(optimizer._members(0, group))
 
 
 @policies

@@ -485,15 +485,15 @@ def interpreted(
     advance(optimizer, params, problem.gradients)
     group = optimizer.param_groups[0]
     sign = -1 if options.get("maximize") else 1
-    for index, (start, param) in enumerate(zip(problem.parameters, params, strict=True)):
-        array: Array = start.numpy()
-        slots: dict[str, Any] | None = None
-        for row in problem.gradients:
-            grad = row[index]
-            if grad is not None:
-                gradient = sign * grad.numpy()
-                array, slots = interpret.step(specs()[name], group, array, gradient, slots)
-        assert slots is not None
+    found: list[tuple[Array, Any]] = [(start.numpy(), None) for start in problem.parameters]
+    for row in problem.gradients:
+        given = [(place, sign * grad.numpy()) for place, grad in enumerate(row) if grad is not None]
+        members = [interpret.Member(group, found[n][0], grad, found[n][1]) for n, grad in given]
+        for (place, _), result in zip(
+            given, interpret.step_all(specs()[name], members), strict=True
+        ):
+            found[place] = result
+    for param, (array, slots) in zip(params, found, strict=True):
         yield param, optimizer.state[param], array, slots
 
 

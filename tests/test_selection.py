@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +20,7 @@ from optdsl.parse import parse
 from optdsl.resolve import resolve
 from optdsl.source import Source
 from optdsl.targets import eager, foreach
-from tests.random_specs import JUMPY, NESTED, SMOOTH, updates
+from tests.random_specs import JUMPY, NESTED, SMOOTH, spec_of, updates
 
 SIZE = 37
 QUICK = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=150)
@@ -145,21 +144,6 @@ def test_eager_means_what_the_interpreter_computes_on_many_random_updates(
     ],
 )
 def test_a_tile_whose_operand_is_its_target_is_not_done_in_place(statement: str) -> None:
-    text = textwrap.dedent(f"""
-        optimizer Random {{
-            hyper c = 0.3
-            hyper d = 0.7
-            option flag = false
-            state step = 0
-            state a = zeros_like(param)
-            state b = full_like(param, c)
-            update {{
-                step += 1
-                a = lerp(a, grad, d)
-                {statement}
-                descend d * a
-            }}
-        }}
-        """)
+    text = spec_of(f"a = lerp(a, grad, d)\n{statement}", "d * a")
     eager_equals_interpreter(text, False)
     eager_equals_foreach(text, False, torch.float32)

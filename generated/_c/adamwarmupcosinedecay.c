@@ -136,7 +136,7 @@ static void LOCAL(update)(const struct piece *piece)
 
 void KERNEL(const struct batch *batch)
 {
-    update_all(batch, LOCAL(update));
+    update_all(batch, 5, LOCAL(update));
 }
 
 #undef LANES

@@ -99,16 +99,16 @@ static ALWAYS_INLINE void LOCAL(pass_1)(
                         length = square(direction);
                     }
 
-                    TERM(norm_param);
-                    TERM(length);
+                    TERM(add, norm_param);
+                    TERM(add, length);
                 }
             }
-            TAKE(add, norm_param);
-            TAKE(add, length);
+            STEP_ENDS(norm_param);
+            STEP_ENDS(length);
         }
     }
-    partial[0] = total(norm_param_terms, STEP / 4, 1);
-    partial[1] = total(length_terms, STEP / 4, 1);
+    partial[0] = total_of_step(norm_param_terms);
+    partial[1] = total_of_step(length_terms);
 }
 
 static void LOCAL(stage_1)(const struct piece *piece, double *partial)
@@ -236,7 +236,7 @@ void KERNEL(const struct batch *batch)
         {LOCAL(stage_1), LOCAL(total_1), 2},
     };
     const int64_t count = sizeof stages / sizeof *stages;
-    update_in_stages(batch, &(struct stages){stages, count, LOCAL(update)});
+    update_in_stages(batch, &(struct stages){stages, count, 4, LOCAL(update)});
 }
 
 #undef LANES

@@ -66,16 +66,16 @@ static ALWAYS_INLINE void LOCAL(pass_1)(
                         length = square(grad);
                     }
 
-                    TERM(size_);
-                    TERM(length);
+                    TERM(add, size_);
+                    TERM(add, length);
                 }
             }
-            TAKE(add, size_);
-            TAKE(add, length);
+            STEP_ENDS(size_);
+            STEP_ENDS(length);
         }
     }
-    partial[0] = total(size__terms, STEP / 4, 1);
-    partial[1] = total(length_terms, STEP / 4, 1);
+    partial[0] = total_of_step(size__terms);
+    partial[1] = total_of_step(length_terms);
 }
 
 static void LOCAL(stage_1)(const struct piece *piece, double *partial)
@@ -187,7 +187,7 @@ void KERNEL(const struct batch *batch)
         {LOCAL(stage_1), LOCAL(total_1), 2},
     };
     const int64_t count = sizeof stages / sizeof *stages;
-    update_in_stages(batch, &(struct stages){stages, count, LOCAL(update)});
+    update_in_stages(batch, &(struct stages){stages, count, 3, LOCAL(update)});
 }
 
 #undef LANES

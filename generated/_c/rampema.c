@@ -82,7 +82,7 @@ static void LOCAL(update)(const struct piece *piece)
 
 void KERNEL(const struct batch *batch)
 {
-    update_all(batch, LOCAL(update));
+    update_all(batch, 2, LOCAL(update));
 }
 
 #undef LANES

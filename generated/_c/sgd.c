@@ -115,7 +115,7 @@ static void LOCAL(update)(const struct piece *piece)
 
 void KERNEL(const struct batch *batch)
 {
-    update_all(batch, LOCAL(update));
+    update_all(batch, 3, LOCAL(update));
 }
 
 #undef LANES

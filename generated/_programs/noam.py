@@ -26,6 +26,8 @@ COLUMNS = 10
 INPUTS = 7
 # Numbers that each pass over the elements makes of them before the one that updates.
 REDUCTIONS = ()
+# After how many of these passes terms of all parameters become totals: their places, and how.
+BARRIERS = ()
 
 
 def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:

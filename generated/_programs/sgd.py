@@ -24,6 +24,8 @@ COLUMNS = 6
 INPUTS = 5
 # Numbers that each pass over the elements makes of them before the one that updates.
 REDUCTIONS = ()
+# After how many of these passes terms of all parameters become totals: their places, and how.
+BARRIERS = ()
 
 
 def inputs(group: Group, param: Tensor, unset: frozenset[str]) -> tuple[Any, ...]:

@@ -12,21 +12,28 @@ from optdsl.passes.derive_chain import derive_chain
 from optdsl.passes.drop_unused import drop_unused
 from optdsl.passes.hoist_scalars import hoist_scalars
 from optdsl.passes.lower_descend import lower_descend
-from optdsl.passes.stages import stages
+from optdsl.passes.stages import barriers, name_totals, stages
 
 Pass = Callable[[Spec], Spec]
 
-PASSES: tuple[Pass, ...] = (lower_descend, contract, drop_unused)
+PASSES: tuple[Pass, ...] = (name_totals, lower_descend, contract, drop_unused)
 # Kernels compute no scalar: theirs come from a table. A number made of all elements needs a pass.
 KERNEL_PASSES: tuple[Pass, ...] = (hoist_scalars, stages)
 # Plain expressions have no rounding nodes, and their numbers may be tensors.
-FUNCTIONAL_PASSES: tuple[Pass, ...] = (lower_descend, drop_unused, branches_to_where)
+FUNCTIONAL_PASSES: tuple[Pass, ...] = (
+    name_totals, lower_descend, drop_unused, branches_to_where, barriers,
+)  # fmt: skip
 
 
 def optimise(spec: Spec) -> Spec:
     for rewrite in PASSES:
         spec = rewrite(spec)
     return spec
+
+
+def for_torch(spec: Spec) -> Spec:
+    """What a target in torch's operations lowers: its body finds the numbers of all parameters."""
+    return barriers(optimise(spec))
 
 
 def for_kernels(spec: Spec) -> Spec:
@@ -48,6 +55,7 @@ __all__ = [
     "KERNEL_PASSES",
     "PASSES",
     "Pass",
+    "barriers",
     "branches_to_where",
     "contract",
     "derive_chain",
@@ -55,8 +63,10 @@ __all__ = [
     "first_real_statement",
     "for_expressions",
     "for_kernels",
+    "for_torch",
     "hoist_scalars",
     "lower_descend",
+    "name_totals",
     "optimise",
     "stages",
     "supports_complex",

@@ -34,8 +34,8 @@ from optdsl.ir import (
     statements,
     walk,
 )
-from optdsl.ops import Kind, Type
-from optdsl.passes.hoist_scalars import LONG, PARTIAL, in_words
+from optdsl.ops import PARTIAL, Kind, Type
+from optdsl.passes.naming import LONG, in_words, names_of, unused
 
 
 def branches_to_where(spec: Spec) -> Spec:
@@ -57,9 +57,7 @@ class _Maker:
     def __init__(self, spec: Spec, changing: frozenset[str]) -> None:
         self.changing = changing
         self.unset = {s.name for s in spec.states if s.initial is None}
-        self.taken = {h for hyper in spec.hypers for h in (hyper.name, *hyper.components)}
-        self.taken |= {s.name for s in spec.states}
-        self.taken |= {s.name for s in statements(spec.body) if isinstance(s, Let)}
+        self.taken = names_of(spec, spec.body)
 
     def block(self, body: tuple[Stmt, ...]) -> Iterator[Stmt]:
         for stmt in body:
@@ -110,10 +108,7 @@ class _Maker:
         words = in_words(condition)
         if len(words) > LONG or words[0].isdigit():
             words = "chosen"
-        name, count = words, 1
-        while name in self.taken:
-            count += 1
-            name = f"{words}_{count}"
+        name = unused(words, self.taken.__contains__)
         self.taken.add(name)
         return name
 

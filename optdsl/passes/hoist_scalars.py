@@ -7,7 +7,6 @@ slots; `columns` are the names that the body then reads. Options stay: they spec
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -32,11 +31,10 @@ from optdsl.ir import (
     type_of,
     walk,
 )
-from optdsl.ops import OPS, Kind, Rule, Type
+from optdsl.ops import OPS, PARTIAL, Kind, Rule, Type
+from optdsl.passes.naming import LONG, in_words, names_of, unused
 
 ZERO = Const(0.0)
-# Python raises for some operands of these.
-PARTIAL = frozenset({"div", "rdiv", "floordiv", "mod", "pow", "sqrt", "log", "exp"})
 
 
 def hoist_scalars(spec: Spec) -> Spec:
@@ -66,10 +64,7 @@ class Hoister:
         # Column names in the order of first use, with what each stands for: an expression, guarded,
         # at one version of the names in it.
         self.columns: dict[str, tuple[Expr, tuple[int, ...]]] = {}
-        self.taken = {h for hyper in spec.hypers for h in (hyper.name, *hyper.components)}
-        self.taken |= {s.name for s in spec.states}
-        self.taken |= {s.name for s in statements(body) if isinstance(s, Let)}
-        self.taken |= {*taken}
+        self.taken = names_of(spec, body) | {*taken}
         # How often the program has written a name so far, and how often it will have.
         self.versions: Counter[str] = Counter()
         self.writes = _writes(body, level)
@@ -173,11 +168,7 @@ class Hoister:
 
     def free(self, words: str, made: tuple[Expr, tuple[int, ...]]) -> str:
         """The words as a name that stands for nothing else."""
-        name, count = words, 1
-        while name in self.taken or self.columns.get(name, made) != made:
-            count += 1
-            name = f"{words}_{count}"
-        return name
+        return unused(words, lambda n: n in self.taken or self.columns.get(n, made) != made)
 
 
 def _words_in(parent: Apply) -> str:
@@ -192,9 +183,9 @@ def _words_in(parent: Apply) -> str:
 
 
 def reduces(expr: Expr) -> bool:
-    """Whether an expression makes a number of a parameter's elements, by itself or inside."""
+    """Whether an expression makes a number of elements, by itself or inside."""
     nodes = (e for e in walk(expr) if isinstance(e, Apply))
-    return any(OPS[e.op].rule is Rule.REDUCE for e in nodes)
+    return any(OPS[e.op].rule in (Rule.REDUCE, Rule.TOTAL) for e in nodes)
 
 
 def _is_decided(expr: Expr) -> bool:
@@ -222,31 +213,3 @@ def _nested(stmt: Stmt, guards: tuple[Expr, ...]) -> Stmt:
     for guard in reversed(guards):
         stmt = If(guard, (stmt,), (), stmt.span)
     return stmt
-
-
-# Longer than this, an expression in words is no name.
-LONG = 40
-WORDS = {
-    "add": "plus", "sub": "minus", "div": "over", "rdiv": "over", "mul": "times", "pow": "pow",
-    "lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne",
-    "and": "and", "or": "or",
-}  # fmt: skip
-NUMBERS: dict[object, str] = {0: "zero", 1: "one", 2: "two", 0.5: "half", -1: "minus_one"}
-
-
-def in_words(expr: Expr) -> str:
-    """`1 - lr * weight_decay` -> `one_minus_lr_times_weight_decay`"""
-    match expr:
-        case Const(value=bool() | str() as value):
-            return re.sub(r"\W", "_", str(value).lower())
-        case Const(value=value):
-            text = f"{value:g}".replace("-", "m").replace(".", "p").replace("+", "")
-            return NUMBERS.get(value, text)
-        case Ref(name=name):
-            return name.replace(".", "_").replace("[-", "_m").replace("[", "_").rstrip("]")
-        case Apply(op=op, args=(left, right)) if op in WORDS:
-            return f"{in_words(left)}_{WORDS[op]}_{in_words(right)}"
-        case Apply(op="neg", args=(operand,)):
-            return f"minus_{in_words(operand)}"
-        case Apply(op=op, args=args):
-            return "_".join((op, *map(in_words, args)))

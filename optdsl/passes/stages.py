@@ -7,12 +7,15 @@
 A stage is the part of the update that its reductions need. It begins with what is stored, as the
 update does, and stores nothing: whatever two of them compute, they compute alike. Work on numbers
 stands in front, each part of it that an element needs under a name, as `hoist_scalars` has it.
+
+Torch makes a number of one tensor wherever it stands. For an update in its operations `barriers`
+splits only where a number of all parameters is needed: these are not there when one is updated.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -45,11 +48,15 @@ from optdsl.ir import (
     walk,
 )
 from optdsl.ops import OPS, Kind, Rule, Type
-from optdsl.passes.hoist_scalars import LONG, ZERO, Hoister, in_words
+from optdsl.passes.hoist_scalars import ZERO, Hoister
 from optdsl.passes.lower_descend import PARAM
+from optdsl.passes.naming import LONG, in_words, names_of, unused
 
 # A reduction, with the numbers of the values that the names in it have.
 Reduced = tuple[Apply, tuple[int, ...]]
+
+TOTALS = frozenset({Rule.TOTAL})
+REDUCTIONS = frozenset({Rule.REDUCE, Rule.TOTAL})
 
 
 def stages(spec: Spec) -> Spec:
@@ -57,24 +64,50 @@ def stages(spec: Spec) -> Spec:
     stays as it is."""
     if not is_elementwise(spec):
         return spec
-    namer = _Namer(spec)
+    namer = _Namer(spec, REDUCTIONS)
     body = tuple(namer.block(spec.body, {}))
-    levels = _levels(body, {})
-    if not levels:
+    if not namer.names:
         return spec
     taken = {*spec.columns, *namer.taken}
-    last = _part(body, frozenset(), stores=True)
+    before, last = _split(body, REDUCTIONS, lambda part: _numbers_first(spec, part, taken))
+    return replace(spec, stages=before, body=last)
+
+
+def name_totals(spec: Spec) -> Spec:
+    """Each number of all parameters has a `let` of its own, and so one name in whatever becomes of
+    the update."""
+    namer = _Namer(spec, TOTALS)
+    body = tuple(namer.block(spec.body, {}))
+    return replace(spec, body=body) if namer.names else spec
+
+
+def barriers(spec: Spec) -> Spec:
+    """The spec with what has to be known of all parameters before its body, which reads that by the
+    names of `name_totals`."""
+    if not any(is_reduction(s, TOTALS) for s in statements(spec.body)):
+        return spec
+    before, last = _split(spec.body, TOTALS, lambda part: part)
+    return replace(spec, barriers=before, body=last)
+
+
+def _split(
+    body: tuple[Stmt, ...],
+    rules: Set[Rule],
+    finished: Callable[[tuple[Stmt, ...]], tuple[Stmt, ...]],
+) -> tuple[tuple[Stage, ...], tuple[Stmt, ...]]:
+    """A body whose reductions have names -> the stages that make them, and what is left."""
+    levels = _levels(body, rules, {})
+    last = _part(body, rules, frozenset(), stores=True)
     read = {r.name for r in reads(last)}
     made: list[Stage] = []
     # From the last one on: what no later pass reads is not made.
     for level in range(max(levels.values()), 0, -1):
-        own = tuple(n for n in namer.names if levels[n] == level and n in read)
+        own = tuple(n for n in levels if levels[n] == level and n in read)
         if own:
-            part = _part(body, frozenset(own), stores=False)
+            part = _part(body, rules, frozenset(own), stores=False)
             read |= {r.name for r in reads(part)}
-            made.append(Stage(_numbers_first(spec, part, taken), own))
-    before = tuple(reversed(made))
-    return replace(spec, stages=before, body=_numbers_first(spec, last, taken))
+            made.append(Stage(finished(part), own))
+    return tuple(reversed(made)), finished(last)
 
 
 def is_elementwise(spec: Spec) -> bool:
@@ -91,14 +124,14 @@ def is_elementwise(spec: Spec) -> bool:
 def _needs_host(node: Apply) -> bool:
     """A number that the host waits for, and a reduction of what has one element already."""
     single = all(kind_of(a) <= Kind.REDUCED for a in node.args)
-    return node.op == "host" or (OPS[node.op].rule is Rule.REDUCE and single)
+    return node.op == "host" or (OPS[node.op].rule in REDUCTIONS and single)
 
 
-def is_reduction(stmt: Stmt) -> TypeGuard[Let]:
+def is_reduction(stmt: Stmt, rules: Set[Rule] = REDUCTIONS) -> TypeGuard[Let]:
     """let name = norm(x)"""
     match stmt:
         case Let(value=Apply(op=op)):
-            return OPS[op].rule is Rule.REDUCE
+            return OPS[op].rule in rules
         case _:
             return False
 
@@ -120,16 +153,17 @@ def _is_of_numbers(stmt: Stmt) -> bool:
 
 
 class _Namer:
-    """Gives each reduction a `let` of its own, those that are the same the same one."""
+    """Gives each reduction by one of the rules a `let` of its own, those that are the same the same
+    one."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, rules: Set[Rule]) -> None:
+        self.rules = rules
         body = list(statements(spec.body))
         written = Counter(s.name for s in body if isinstance(s, Let))
         written.update(s.target.name for s in body if isinstance(s, Assign))
         self.constant = {name for name, times in written.items() if times == 1}
         self.names: list[str] = []
-        self.taken = {*written, *spec.columns, *(s.name for s in spec.states)}
-        self.taken |= {h for hyper in spec.hypers for h in (hyper.name, *hyper.components)}
+        self.taken = {*written, *spec.columns, *names_of(spec, spec.body)}
         self.numbers = count()
         # Which of its values a name has now.
         self.versions: dict[str, int] = {}
@@ -143,7 +177,7 @@ class _Namer:
                     yield self.branches(stmt, known)
                     continue
                 case Let(name=name, value=Apply(op=op, args=args)) if (
-                    is_reduction(stmt) and name in self.constant
+                    is_reduction(stmt, self.rules) and name in self.constant
                 ):
                     # The author's name for it.
                     operands = (self.named(a, known, before) for a in args)
@@ -151,7 +185,7 @@ class _Namer:
                     key = self.key(value)
                     if key not in known:
                         self.names.append(name)
-                        known[key] = Ref(name, Role.LOCAL, Kind.REDUCED)
+                        known[key] = Ref(name, Role.LOCAL, value.kind)
                         stmt = replace(stmt, value=value)
                     else:
                         stmt = replace(stmt, value=known[key])
@@ -184,14 +218,14 @@ class _Namer:
         """The expression with names for its reductions, which `before` makes."""
 
         def name(node: Expr) -> Expr:
-            if not (isinstance(node, Apply) and OPS[node.op].rule is Rule.REDUCE):
+            if not (isinstance(node, Apply) and OPS[node.op].rule in self.rules):
                 return node
             key = self.key(node)
             if key not in known:
                 made = self.free(node)
-                before.append(Let(made, node, Kind.REDUCED, node.span))
+                before.append(Let(made, node, node.kind, node.span))
                 self.names.append(made)
-                known[key] = Ref(made, Role.LOCAL, Kind.REDUCED)
+                known[key] = Ref(made, Role.LOCAL, node.kind)
             return replace(known[key], span=node.span)
 
         return map_expr(expr, name)
@@ -202,22 +236,19 @@ class _Namer:
     def free(self, value: Apply) -> str:
         words = in_words(value)
         words = value.op if len(words) > LONG else words
-        name, number = words, 1
-        while name in self.taken:
-            number += 1
-            name = f"{words}_{number}"
+        name = unused(words, self.taken.__contains__)
         self.taken.add(name)
         return name
 
 
-def _levels(body: tuple[Stmt, ...], behind: dict[str, int]) -> dict[str, int]:
-    """The pass that each reduction needs to itself, from 1. `behind` says of names which pass must
-    be over before they are known, and is brought up to date."""
+def _levels(body: tuple[Stmt, ...], rules: Set[Rule], behind: dict[str, int]) -> dict[str, int]:
+    """The pass that each reduction needs to itself, from 1, in their order. `behind` says of names
+    which pass must be over before they are known, and is brought up to date."""
     levels: dict[str, int] = {}
     for stmt in body:
         level = max((behind.get(r.name, 0) for e in expressions(stmt) for r in refs(e)), default=0)
         match stmt:
-            case Let(name=name) if is_reduction(stmt):
+            case Let(name=name) if is_reduction(stmt, rules):
                 levels[name] = behind[name] = level + 1
             case Let(name=name) | Assign(target=Ref(name=name), operator=""):
                 behind[name] = level
@@ -227,30 +258,38 @@ def _levels(body: tuple[Stmt, ...], behind: dict[str, int]) -> dict[str, int]:
                 behind["param"] = max(level, behind.get("param", 0))
             case If():
                 other = dict(behind)
-                levels |= _levels(stmt.then, behind) | _levels(stmt.orelse, other)
+                levels |= _levels(stmt.then, rules, behind) | _levels(stmt.orelse, rules, other)
                 for name, after in other.items():
                     behind[name] = max(after, behind.get(name, 0))
-            case Repeat():
-                raise AssertionError("an update with a repeat has no stages")
+            case Repeat(body=inner):
+                read = (behind.get(r.name, 0) for r in reads(inner))
+                level = max(level, *read, *(behind.get(n, 0) for n in _assigned(stmt)))
+                behind |= dict.fromkeys(_assigned(stmt), level)
             case _:
                 assert_never(stmt)
     return levels
 
 
-def _part(body: tuple[Stmt, ...], reductions: Set[str], *, stores: bool) -> tuple[Stmt, ...]:
+def _part(
+    body: tuple[Stmt, ...], rules: Set[Rule], reductions: Set[str], *, stores: bool
+) -> tuple[Stmt, ...]:
     """The part of a body that makes these reductions and, if it stores, what is stored. Other
-    reductions are known."""
-    return _needed(body, reductions, stores, set())[0]
+    reductions by the rules are known."""
+    return _needed(body, rules, reductions, stores, set())[0]
 
 
 def _needed(
-    body: tuple[Stmt, ...], reductions: Set[str], stores: bool, needed: set[str]
+    body: tuple[Stmt, ...],
+    rules: Set[Rule],
+    reductions: Set[str],
+    stores: bool,
+    needed: set[str],
 ) -> tuple[tuple[Stmt, ...], set[str]]:
     """That part of a block behind which the names `needed` are, and the names it needs itself."""
     kept: list[Stmt] = []
     for stmt in reversed(body):
         match stmt:
-            case Let(name=name) if is_reduction(stmt):
+            case Let(name=name) if is_reduction(stmt, rules):
                 needed.discard(name)
                 if name not in reductions:
                     continue
@@ -269,14 +308,18 @@ def _needed(
                     continue
                 needed.add("param")
             case If():
-                then, before_then = _needed(stmt.then, reductions, stores, {*needed})
-                orelse, before_orelse = _needed(stmt.orelse, reductions, stores, {*needed})
+                then, before_then = _needed(stmt.then, rules, reductions, stores, {*needed})
+                orelse, before_orelse = _needed(stmt.orelse, rules, reductions, stores, {*needed})
                 if not (then or orelse):
                     continue
                 stmt = replace(stmt, then=then, orelse=orelse)
                 needed = before_then | before_orelse
-            case Repeat():
-                raise AssertionError("an update with a repeat has no stages")
+            case Repeat(body=inner):
+                stored = any(r.role in STORED for r in _targets(stmt))
+                if not (needed & _assigned(stmt) or (stores and stored)):
+                    continue
+                # A round may read what the one before it, or none, has left.
+                needed |= _assigned(stmt) | {r.name for r in reads(inner)}
             case _:
                 assert_never(stmt)
         kept.append(stmt)
@@ -308,7 +351,12 @@ def _nothing(let: Let) -> Expr:
 
 
 def _assigned(stmt: Stmt) -> set[str]:
-    return {s.target.name for s in statements((stmt,)) if isinstance(s, Assign)}
+    return {r.name for r in _targets(stmt)}
+
+
+def _targets(stmt: Stmt) -> Iterator[Ref]:
+    """What the assignments in a statement write."""
+    return (s.target for s in statements((stmt,)) if isinstance(s, Assign))
 
 
 def _numbers_first(spec: Spec, body: tuple[Stmt, ...], taken: Set[str]) -> tuple[Stmt, ...]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from optdsl.report import results
 from optdsl.report.stored import Storage, choices, constants, sampled, storages
 
 
@@ -48,6 +51,8 @@ def report(
     stored: Sequence[str] = (),
     sample: int | None = None,
     jobs: int | None = None,
+    kept: Path | None = None,
+    minutes: float = math.inf,
 ) -> tuple[Row, ...]:
     """Compile kernels as the runtime does, and read what the compiler says about loops.
 
@@ -57,29 +62,65 @@ def report(
         stored: names of `stored.storages`; by default all.
         sample: how many kernels, drawn with a fixed seed; by default all.
         jobs: how many processes; by default one per processor.
+        kept: a file of rows, which are not made again as long as sources, options and the compiler
+            are the same; it gets the others as they come. By default there is none.
+        minutes: how long to begin with further kernels. Those that are left out have no row.
 
     Raises:
         CalledProcessError: a kernel does not compile.
         NotImplementedError: the compiler is not gcc, whose words are read here.
     """
-    compilation = importlib.import_module(f"{package}._fused._compile")
-    said = subprocess.run(
-        [*compilation.compiler(), "--version"], capture_output=True, text=True, check=True
-    ).stdout
+    said = version(package)
     if "Free Software Foundation" not in said:
         raise NotImplementedError(f"The report reads what gcc says, not {said.splitlines()[0]}.")
+    end = time.monotonic() + 60 * minutes
     kinds = storages(package)
-    groups = [
-        [
-            Task(name, chosen, kind)
-            for kind in stored or kinds
-            for chosen in choices(importlib.import_module(f"{package}._programs.{name}"))
-        ]
-        for name in names or known(package)
-    ]
+    compiled_before = results.read(kept) if kept else {}
+
+    def row(task: Task) -> Row | None:
+        key = key_of(package, task, said)
+        if key in compiled_before:
+            return Row(*compiled_before[key])
+        if time.monotonic() >= end:
+            return None
+        found = compiled(package, task, kinds[task.stored])
+        if kept:
+            results.add(kept, key, astuple(found))
+        return found
+
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-        rows = pool.map(lambda t: compiled(package, t, kinds[t.stored]), sampled(groups, sample))
-        return tuple(rows)
+        rows = pool.map(row, sampled(tasks(package, names, stored), sample))
+        return tuple(row for row in rows if row is not None)
+
+
+def tasks(package: str, names: Sequence[str], stored: Sequence[str]) -> Iterator[list[Task]]:
+    """For each algorithm, every specialisation of its kernel."""
+    for name in names or known(package):
+        program = importlib.import_module(f"{package}._programs.{name}")
+        kinds = stored or storages(package)
+        yield [Task(name, chosen, kind) for kind in kinds for chosen in choices(program)]
+
+
+def version(package: str) -> str:
+    """What the compiler says that it is."""
+    command = importlib.import_module(f"{package}._fused._compile").compiler()
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def flags(package: str) -> tuple[str, ...]:
+    """What kernels are compiled with, but for folders and constants."""
+    compilation = importlib.import_module(f"{package}._fused._compile")
+    own = (option for option in compilation.options() if not option.startswith("-I"))
+    return (*compilation.compiler(), *own, compilation.THREADING[0])
+
+
+def key_of(package: str, task: Task, version: str) -> results.Key:
+    """What a kernel is, and what its row follows from."""
+    folder: Path = importlib.import_module(f"{package}._fused._compile").SOURCES
+    files = [folder / f"{task.name}.c", *sorted(folder.glob("*.h"))]
+    follows = results.digest(files, version, *flags(package))
+    return task.name, ", ".join(task.chosen), task.stored, "cpu", follows
 
 
 def known(package: str) -> list[str]:

@@ -9,16 +9,21 @@ import contextlib
 import importlib
 import io
 import json
+import math
 import os
+import random
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from optdsl.report import results
 from optdsl.report.stored import choices, constants, sampled, storages
 
 ARCHITECTURES = ("sm_80", "sm_90", "gfx942")
@@ -55,6 +60,8 @@ def report(
     stored: Sequence[str] = (),
     sample: int | None = None,
     jobs: int | None = None,
+    kept: Path | None = None,
+    minutes: float = math.inf,
 ) -> tuple[Row, ...]:
     """Compile kernels in processes and a cache of their own: a process that has interpreted kernels
     cannot compile, and an old cache hides errors.
@@ -67,17 +74,23 @@ def report(
         sample: how many kernels, drawn with a fixed seed so that every module has one before any
             has two; by default all.
         jobs: how many processes; by default one per processor.
+        kept: a file of rows, which are not made again as long as the kernel's source, its block and
+            Triton are the same; it gets the others as they come. By default there is none.
+        minutes: how long to begin with further kernels. Those that are left out have no row.
 
     Raises:
         CalledProcessError: a kernel does not compile. What the compiler said is on stderr.
     """
     jobs = jobs or os.cpu_count() or 1
-    asked = json.dumps([package, list(names), list(archs), list(stored), sample])
+    end = time.monotonic() + 60 * minutes
+    asked = json.dumps(
+        [package, list(names), list(archs), list(stored), sample, str(kept or ""), end]
+    )
     with tempfile.TemporaryDirectory() as cache:
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         environment |= {"TRITON_CACHE_DIR": cache, "PYTHONPATH": os.pathsep.join(sys.path)}
         # What the assembler says in the run that makes the binary.
-        environment |= {"TRITON_DUMP_PTXAS_LOG": "1"}
+        environment |= {"TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"}
         commands = [
             [sys.executable, "-m", "optdsl.report.gpu", asked, str(part), str(jobs)]
             for part in range(jobs)
@@ -179,27 +192,27 @@ def compiled(package: str, task: Task) -> Row:
         known = runtime.constants(tl, given, task.scaled)
         absent |= set() if storage.is_random else {DRAW}
     known |= dict.fromkeys(absent)
-    words = [*task.chosen, *["scaled"] * task.scaled]
     return Row(
-        f"{task.module}.{task.kernel}",
-        ", ".join(words),
-        task.stored,
-        task.arch,
+        *named(task),
         **_measure(
             kernel,
-            {name: known[name] for name in kernel.arg_names if name in known},
+            tuple((name, known[name]) for name in kernel.arg_names if name in known),
             task.arch,
             runtime.THREADS,
         ),
     )
 
 
-def _measure(kernel: Any, constants: Mapping[str, Any], arch: str, threads: int) -> dict[str, Any]:
+@cache
+def _measure(
+    kernel: Any, given: tuple[tuple[str, Any], ...], arch: str, threads: int
+) -> dict[str, Any]:
+    """The same for all that a kernel does not see: some take few of the constants."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = kernel.arg_names
+    constants, names = dict(given), kernel.arg_names
     source = ASTSource(
         fn=kernel,
         signature={n: "constexpr" if n in constants else SIGNATURE[n] for n in names},
@@ -280,12 +293,38 @@ def _number(pattern: str, text: str) -> int:
 
 def work(asked: str, part: int, jobs: int) -> None:
     """Compile a part of what there is, and print the rows with their numbers."""
-    package, names, archs, stored, sample = json.loads(asked)
+    package, names, archs, stored, sample, kept, end = json.loads(asked)
     found = sampled(tasks(package, names, archs, stored), sample)
+    known = results.read(Path(kept)) if kept else {}
+    rows = []
     mine = list(enumerate(found))[part::jobs]
-    rows = [(index, compiled(package, task)) for index, task in mine]
-    heads = [field.name for field in fields(Row)]
-    print(json.dumps([(index, [getattr(row, head) for head in heads]) for index, row in rows]))
+    # By chance: whenever the run is stopped, it has seen something of all.
+    for index, task in random.Random(0).sample(mine, len(mine)):
+        key = key_of(package, task)
+        if key not in known and time.monotonic() < end:
+            known[key] = astuple(compiled(package, task))
+            if kept:
+                results.add(Path(kept), key, known[key])
+        if key in known:
+            rows.append((index, known[key]))
+    print(json.dumps(rows))
+
+
+def key_of(package: str, task: Task) -> results.Key:
+    """What a kernel is, and what its row follows from."""
+    import triton
+
+    runtime = importlib.import_module(f"{package}._fused._triton")
+    folder = Path(importlib.import_module(f"{package}._triton").__file__ or "").parent
+    sources = (folder / f"{name}.py" for name in (task.module, "_math", "_precision"))
+    follows = results.digest(sources, runtime.BLOCK, runtime.THREADS, triton.__version__)
+    return (*named(task), follows)
+
+
+def named(task: Task) -> tuple[str, str, str, str]:
+    """The words of a row that say which kernel it is of."""
+    words = (*task.chosen, *["scaled"] * task.scaled)
+    return f"{task.module}.{task.kernel}", ", ".join(words), task.stored, task.arch
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import importlib
 import itertools
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -33,17 +34,20 @@ SIZE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The dtypes of parameters and slots, and what kernels are told about rounding."""
+    """The dtypes of parameters and slots, what kernels are told about rounding, and the arguments
+    of an optimizer that ask for this."""
 
     param: torch.dtype
     slot: torch.dtype
     roundings: tuple[str, str]
+    arguments: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def is_random(self) -> bool:
         return "stochastic" in self.roundings
 
 
+@cache
 def storages(package: str) -> dict[str, Storage]:
     """Every kind of storage that kernels of a package know, by a name: each dtype with each policy,
     but for policies that change nothing."""
@@ -53,12 +57,14 @@ def storages(package: str) -> dict[str, Storage]:
     found: dict[Storage, str] = {}
     for dtype, keeping, slots in itertools.product(dtypes, KEEPING, SLOTS):
         param = torch.empty(SIZE, dtype=dtype, device="meta")
-        policy = policies.of({**KEEPING[keeping], **SLOTS[slots]}, param)
+        arguments = {**KEEPING[keeping], **SLOTS[slots]}
+        policy = policies.of(arguments, param)
         example = torch.empty(SIZE, dtype=dtype)
         stored = policies.stored(policy, "slot", example, example)["slot"].dtype
         roundings = policies.NEAREST if policy is None else policy.roundings(param)
         words = [str(dtype).removeprefix("torch."), keeping, slots]
-        found.setdefault(Storage(dtype, stored, roundings), ", ".join(filter(None, words)))
+        storage = Storage(dtype, stored, roundings, arguments)
+        found.setdefault(storage, ", ".join(filter(None, words)))
     return {name: storage for storage, name in found.items()}
 
 

@@ -39,6 +39,7 @@ class AverageResolver(StatementResolver):
         for ref in self.GIVEN:
             if ref.name not in self.scope.names:
                 self.scope.names[ref.name] = ref
+        self.alone = ("an average has one tensor at a time", "")
         lets = tuple(let for member in self.members(syntax.LetStmt) for let in self.let(member))
         self._refuse_names()
         each, multi = self._form(True), self._form(False)

@@ -55,10 +55,13 @@ class ExpressionResolver:
         # Hyperparameters, and parts of tuples, that may be None.
         self.optional: frozenset[str] = frozenset()
         # At this place: whether it is a slot's first value, or a `require`, which may ask how its
-        # hyperparameters were given; names that may have been assigned, names that may be unset,
-        # conditions known to hold, and those under which slots exist.
+        # hyperparameters were given; whether all parameters come here together; names that may have
+        # been assigned, names that may be unset, conditions known to hold, and those under which
+        # slots exist.
         self.in_state = False
         self.in_require = False
+        # Why a parameter may come here without the others, and how to have a total nevertheless.
+        self.alone: tuple[str, str] | None = None
         self.assigned: frozenset[str] = frozenset()
         self.unset: frozenset[str] = frozenset()
         self.guards: frozenset[ir.Expr] = frozenset()
@@ -556,6 +559,13 @@ class ExpressionResolver:
                 Code.UNSUPPORTED, f"Only schedules compute '{spoken(op)}'.", span,
                 hints=("Conditions behind 'require' may ask it, too.",)
                 if op.startswith("is_") else (),
+            )  # fmt: skip
+            return False
+        if rule is Rule.TOTAL and self.alone is not None:
+            why, hint = self.alone
+            self.log.error(
+                Code.UNSUPPORTED, f"'{spoken(op)}' needs all parameters, but {why}.", span,
+                hints=(hint,) if hint else (),
             )  # fmt: skip
             return False
         if rule is Rule.SCALAR_ONLY and widest > Kind.SCALAR:

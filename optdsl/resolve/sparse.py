@@ -47,7 +47,7 @@ def _reads_whole(expr: Expr) -> bool:
         case Ref(role=Role.PROPERTY, name=name):
             return name.partition("[")[0] in SHAPE
         case Ref(kind=kind) | Apply(kind=kind):
-            return kind in (Kind.REDUCED, Kind.FACTORED, Kind.MATRIX)
+            return kind in (Kind.GLOBAL, Kind.REDUCED, Kind.FACTORED, Kind.MATRIX)
 
 
 def _roots(body: tuple[Stmt, ...]) -> Iterator[Expr]:

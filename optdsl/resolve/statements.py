@@ -15,6 +15,9 @@ from optdsl.resolve.expressions import known, known_set
 from optdsl.resolve.hypers import MemberResolver
 from optdsl.resolve.words import TYPES
 
+# How to have a number of all parameters that only some statements use.
+BEFORE = "Give it a name before: let total = ..."
+
 
 class StatementResolver(MemberResolver):
     """Binds the statements of an update."""
@@ -178,6 +181,10 @@ class StatementResolver(MemberResolver):
         if condition is None:
             # Nothing is known about slots any more, so nothing is said about them.
             unset, self.whens = frozenset(), {}
+        alone = self.alone
+        if condition is not None and not ir.is_given(condition):
+            why = "each may take another branch: its own numbers decide here"
+            self.alone = (why, BEFORE)
         self.unset = unset - known_set(condition, True)
         self.guards = guards | known(condition, True)
         assigned = self.assigned
@@ -187,6 +194,7 @@ class StatementResolver(MemberResolver):
         self.guards = guards | known(condition, False)
         self.assigned = assigned
         orelse = self.block(node.orelse)
+        self.alone = alone
         self.assigned |= assigned_then
         after_else = self.unset - self._absent()
         self.guards, self.unset, self.whens = guards, after_then | after_else, whens
@@ -202,9 +210,10 @@ class StatementResolver(MemberResolver):
     def _repeat(self, node: syntax.RepeatStmt) -> Iterator[ir.Stmt]:
         """The body may not run at all, so nothing that it sets is set behind it."""
         count = self.expr(node.count)
-        unset, assigned = self.unset, self.assigned
+        unset, assigned, alone = self.unset, self.assigned, self.alone
+        self.alone = ("a repeated statement has those of one", BEFORE)
         body = self.block(node.body)
-        self.unset, self.assigned = unset, assigned | self.assigned
+        self.unset, self.assigned, self.alone = unset, assigned | self.assigned, alone
         if count is None or not self.expect_number(count, node.count.span):
             return
         if not self._is_count(count):

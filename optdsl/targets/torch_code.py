@@ -51,6 +51,17 @@ def unpack(spec: Spec, read: str = "number") -> Lines:
     return tuple(lines)
 
 
+def unpack_totals(spec: Spec) -> Lines:
+    """The numbers of all parameters that the update reads, which are made before it."""
+    used = {r.name for r in reads(spec.body)}
+    return tuple(f'{name} = rows.totals["{name}"]' for name in totals(spec) if name in used)
+
+
+def totals(spec: Spec) -> Lines:
+    """The names of what all parameters make before the update, in the order in which they do."""
+    return tuple(name for stage in spec.barriers for name in stage.reductions)
+
+
 def _unpack(hyper: Hyper, used: set[str], read: str) -> Lines:
     key = f'group["{hyper.name}"]'
     if used & set(hyper.components):
@@ -65,12 +76,14 @@ class Writer(ABC):
     """Statements -> lines. Subclasses say how a tensor is computed, assigned and named."""
 
     indent: int  # columns before the body, for breaking lines
+    in_order = False  # whether operands and statements stay where the author has them
 
     def __init__(self, spec: Spec) -> None:
-        self.spec = replace(spec, body=tuple(map_stmt(s, tensors_first) for s in spec.body))
+        body = tuple(map_stmt(s, tensors_first) for s in spec.body)
+        self.spec = spec if self.in_order else replace(spec, body=body)
         self.copies = needed_copies(self.spec.body)
         # Changes of scalar slots that come before whatever reads them: one operation for all rows.
-        self.up_front = _up_front(self.spec.body)
+        self.up_front = frozenset() if self.in_order else _up_front(self.spec.body)
         # Scalar slots that change by a value of each row's own.
         self.changing = {s.target.name for s in self.slot_changes() if id(s) not in self.up_front}
         self.stored = {"param", *self.tensor_slots()}

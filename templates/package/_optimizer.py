@@ -16,7 +16,7 @@ from torch.optim.optimizer import (
     _get_capturable_supported_devices,
 )
 
-from . import _policy
+from . import _policy, _totals
 from ._policy import Precision, Write
 from ._slots import (
     Group,
@@ -32,6 +32,7 @@ from ._slots import (
     widest_of,
 )
 from ._tensors import Tensors
+from ._totals import Totals
 
 # A condition on a parameter and its group, and what is said where it does not hold. The text may
 # show hyperparameters, `{param.shape}`, and `{indices}`: group and position of all that break it.
@@ -42,7 +43,6 @@ Row = tuple[Any, ...]
 
 # How a step is executed, not what it computes: a checkpoint does not change these.
 EXECUTION_FLAGS = ("foreach", "capturable", "differentiable", "fused")
-
 
 _prefers_kernels = False
 
@@ -76,6 +76,9 @@ class Optimizer(torch.optim.Optimizer):
     # What holds for every parameter, and what for those whose gradient is sparse.
     param_requires: ClassVar[tuple[Requirement, ...]] = ()
     sparse_requires: ClassVar[tuple[Requirement, ...]] = ()
+    # The numbers of all parameters that an update reads, in the order in which they are made, and
+    # by what: one parameter's part in the first ones is `_terms_1`, in what needs these `_terms_2`.
+    barriers: ClassVar[tuple[dict[str, str], ...]] = ()
     # The module of this package with the fused GPU kernel.
     kernels: ClassVar[str] = ""
 
@@ -237,8 +240,7 @@ class Optimizer(torch.optim.Optimizer):
         rest = self._outside_of_graphs() if compiling else self._step_in_place()
         if rest:
             with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
-                for member in rest:
-                    self._step_out_of_place(*member)
+                self._step_out_of_place(rest)
         return loss
 
     @torch.no_grad()
@@ -247,24 +249,62 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             _policy.count(group, _on_device(group))
         done = set(map(id, self._fused_step(compiling)))
+        groups = [(i, g) for i, g in enumerate(self.param_groups) if id(g) not in done]
+        plain = {index for index, group in groups if self._is_out_of_place(group, compiling)}
+        if self.barriers and plain:
+            # What is made of all parameters is made in one way.
+            plain = {index for index, _ in groups}
+        totals = self._measured() if self.barriers and groups and not plain else {}
         rest: list[tuple[Any, ...]] = []
-        for index, group in enumerate(self.param_groups):
-            if id(group) in done:
-                continue
+        for index, group in groups:
             if not (compiling or _on_device(group)):
                 _refuse_capture(group)
-            # A graph has no sparse tensors: what the compiler leaves out runs as without it.
-            compiled = compiling and not any(_has_sparse_grad(p) for p in group["params"])
-            plain = compiled or _on_device(group) or self._is_recorded(group)
-            if plain and self._is_functional():
+            if index in plain:
                 rest += self._members(index, group)
                 continue
             update, foreach = self._update_without_kernel(group)
             for params in _rounds(group["params"]):
                 for rows, commit in self._rows(index, group, params, foreach):
+                    rows.totals = totals
                     self._run(update, group, rows)
                     commit()
         return rest
+
+    def _is_out_of_place(self, group: Group, compiling: bool) -> bool:
+        """Whether the update that writes nothing serves a group."""
+        # A graph has no sparse tensors: what the compiler leaves out runs as without it.
+        compiled = compiling and not any(_has_sparse_grad(p) for p in group["params"])
+        asked = compiled or _on_device(group) or self._is_recorded(group)
+        return asked and self._is_functional()
+
+    def _measured(self) -> Totals:
+        """What is made of all parameters that have a gradient, as they are stored."""
+
+        def rows() -> Iterator[tuple[Group, Row]]:
+            for group in self.param_groups:
+                streams = _policy.streams(self.param_groups, group)
+                for param in group["params"]:
+                    if param.grad is not None:
+                        state = {**self._initialise(group, param)}
+                        _, wide, grad, slots, _, widest, _ = self._member(
+                            group, param, state, streams
+                        )
+                        yield group, self._wide_row(wide, grad, slots, widest)
+
+        return self._totals_of(rows)
+
+    def _totals_of(self, rows: Callable[[], Iterable[tuple[Group, Row]]]) -> Totals:
+        """What all parameters make together, each with its group and its row."""
+        found: Totals = {}
+        for number, operators in enumerate(self.barriers, start=1):
+            terms_of = getattr(self, f"_terms_{number}")
+            terms = [
+                terms_of(group, (*row, *_totals.beside(found, row[0]).values()))
+                for group, row in rows()
+            ]
+            for place, (name, operator) in enumerate(operators.items()):
+                found[name] = _totals.total(operator, [each[place] for each in terms])
+        return found
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _outside_of_graphs(self) -> list[tuple[Any, ...]]:
@@ -285,39 +325,38 @@ class Optimizer(torch.optim.Optimizer):
                         self.state[param][slot.name] = self.state[param][slot.name].clone()
         members = []
         for param in group["params"]:
-            grad = param.grad
-            if grad is None:
-                continue
-            self._check_param_and_grad(group, param, grad)
-            if grad.is_sparse:
-                raise RuntimeError(
-                    f"{type(self).__name__} does not support sparse gradients with "
-                    "differentiable=True or capturable=True"
-                )
-            state = self._initialise(group, param)
-            for slot in scalars:
-                value = state.get(slot.name)
-                if value is not None and not isinstance(value, Tensor):  # an old checkpoint's
-                    state[slot.name] = as_scalar(value, group, param)
-            if group["differentiable"] and "step" in state and state["step"].requires_grad:
-                raise RuntimeError(
-                    "`requires_grad` is not supported for `step` in differentiable mode"
-                )
-            exists = [slot.exists(group, param) for slot in self.slots]
-            if any(e and s.initial is None for s, e in zip(self.slots, exists, strict=True)):
-                state = self.state[param]
-            slots = [
-                state.get(s.name) if e else None for s, e in zip(self.slots, exists, strict=True)
-            ]
-            precision = self._precision(group, [param], streams)
-            if precision is not None:
-                members.append(self._member_of(precision, group, param, grad, slots, state))
-                continue
-            tensors = [v for s, v in zip(self.slots, slots, strict=True) if not s.scalar]
-            dtypes = [t.dtype for t in (param, grad, *tensors) if t is not None]
-            widest = widest_of(dtypes)
-            members.append((group, param, grad, slots, state, widest, []))
+            if param.grad is not None:
+                state = self._initialise(group, param)
+                if any(s.initial is None and s.exists(group, param) for s in self.slots):
+                    state = self.state[param]
+                members.append(self._member(group, param, state, streams))
         return members
+
+    def _member(
+        self, group: Group, param: Tensor, state: dict[str, Any], streams: dict[Tensor, int]
+    ) -> tuple[Any, ...]:
+        """A parameter with a gradient, its state, and how wide its update is."""
+        grad = param.grad
+        assert grad is not None, "only what has a gradient is updated"
+        self._check_param_and_grad(group, param, grad)
+        if grad.is_sparse:
+            raise RuntimeError(
+                f"{type(self).__name__} does not support sparse gradients with "
+                "differentiable=True or capturable=True"
+            )
+        for slot in self.slots:
+            value = state.get(slot.name)
+            if slot.scalar and value is not None and not isinstance(value, Tensor):
+                state[slot.name] = as_scalar(value, group, param)  # an old checkpoint's
+        if group["differentiable"] and "step" in state and state["step"].requires_grad:
+            raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
+        slots = [state.get(s.name) if s.exists(group, param) else None for s in self.slots]
+        precision = self._precision(group, [param], streams)
+        if precision is not None:
+            return self._member_of(precision, group, param, grad, slots, state)
+        tensors = [v for s, v in zip(self.slots, slots, strict=True) if not s.scalar]
+        dtypes = [t.dtype for t in (param, grad, *tensors) if t is not None]
+        return group, param, grad, slots, state, widest_of(dtypes), []
 
     def _member_of(
         self,
@@ -347,8 +386,20 @@ class Optimizer(torch.optim.Optimizer):
         ]
         return group, wide.params[0], wide.grads[0], slots, state, torch.float32, [*writes, store]
 
-    def _step_out_of_place(
+    def _step_out_of_place(self, members: list[tuple[Any, ...]]) -> None:
+        """Update parameters by `_functional`, all of them where the update needs totals."""
+
+        def rows() -> Iterator[tuple[Group, Row]]:
+            for group, param, grad, slots, _, widest, _ in members:
+                yield group, self._wide_row(param, grad, slots, widest)
+
+        totals = self._totals_of(rows)
+        for member in members:
+            self._update_out_of_place(totals, *member)
+
+    def _update_out_of_place(
         self,
+        totals: Totals,
         group: Group,
         param: Tensor,
         grad: Tensor,
@@ -357,13 +408,12 @@ class Optimizer(torch.optim.Optimizer):
         widest: torch.dtype,
         writes: list[Write],
     ) -> None:
-        """Update one parameter by `_functional`. Where that is recorded, what it read stays as it
-        is: it reads a copy of the parameter, and the state takes the new tensors."""
+        """Update one parameter by `_functional`. Where that is recorded, the state takes the new
+        tensors."""
         recorded = torch.is_grad_enabled()
-        wide = [(param.clone() if recorded else param).to(widest), grad.to(widest)]
-        for slot, value in zip(self.slots, slots, strict=True):
-            wide.append(value if value is None or slot.scalar else value.to(widest))
-        value, *values = self._functional(group, tuple(wide))
+        wide = self._wide_row(param, grad, slots, widest)
+        found = _totals.beside(totals, wide[0]).values()
+        value, *values = self._functional(group, (*wide, *found))
         # What another slot had before is a copy: that slot is written, too.
         values = [
             new.clone() if new is not old and any(new is s for s in slots if s is not None) else new
@@ -385,6 +435,16 @@ class Optimizer(torch.optim.Optimizer):
         if writes:
             _end(writes)
 
+    def _wide_row(self, param: Tensor, grad: Tensor, slots: list[Any], widest: torch.dtype) -> Row:
+        """What an update reads that writes nothing. What is recorded stays as it is: of the
+        parameter, which changes, there is a copy then."""
+        copied = param.clone() if torch.is_grad_enabled() else param
+        tensors = (
+            value if value is None or slot.scalar else value.to(widest)
+            for slot, value in zip(self.slots, slots, strict=True)
+        )
+        return (copied.to(widest), grad.to(widest), *tensors)
+
     def _run(self, update: Callable[[Group, Rows], None], group: Group, rows: Rows) -> None:
         """The update, of copies where the stored tensors do not serve."""
         scattered: list[tuple[Tensor, Any, Tensor]] = []
@@ -394,9 +454,9 @@ class Optimizer(torch.optim.Optimizer):
             if self.sparse != "linear":
                 rows, scattered = rows.gathered()
         wide, writes = rows.widened()
+        wide.totals = _totals.beside(rows.totals, wide.params[0])
         update(group, wide)
-        for write in writes:
-            write()
+        _end(writes)
         for stored, place, value in scattered:
             stored[place] = value
 

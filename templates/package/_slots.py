@@ -41,7 +41,8 @@ class Slot:
 class Rows:
     """The parameters of one group that are updated together: one device, one class of tensors, one
     set of dtypes, the same slots unset. Lists hold a tensor per parameter, `vectors` a tensor per
-    scalar slot; `precision` says how tensors are stored that are not stored as torch does it."""
+    scalar slot, `totals` what has been made of all parameters; `precision` says how tensors are
+    stored that are not stored as torch does it."""
 
     params: Tensors
     grads: Tensors
@@ -49,6 +50,7 @@ class Rows:
     unset: frozenset[str] = frozenset()
     vectors: dict[str, Tensor] = field(default_factory=dict)
     precision: Precision | None = None
+    totals: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_complex(self) -> bool:

@@ -8,7 +8,7 @@ import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import generated
+from generated._fused import _compile, _cpu
 from generated._tensors import number
 
-FOLDER = Path(generated.__file__).parent / "_c"
+FOLDER = _compile.SOURCES
 COMPILER = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
-FLAGS = (
-    *("-O2", "-ftree-vectorize", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fPIC"),
-    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
-)
-TYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-}  # fmt: skip
+FLAGS = (*_compile.options(), _compile.THREADING[0], "-Wall", "-Wextra")
 AT_ONCE = 50
-# Elements whose terms a reduction adds up before the sums are: kernel.h's.
-PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ def kernel(
     """The specialisation for tensors of these dtypes, by operand."""
     param = dtypes["param"]
     names = ("param", "grad", *program.SLOTS)
-    types = {f"{n.upper()}_TYPE": TYPES[dtypes.get(n, param)] for n in names}
+    types = {f"{n.upper()}_TYPE": _cpu.TYPES[dtypes.get(n, param)] for n in names}
     compute = "double" if param is torch.float64 else "float"
     flags = {flag: int(value) for flag, value in flags.items()}
     return Kernel(text, tuple({"COMPUTE": compute, **types, **flags}.items()))
@@ -88,7 +80,7 @@ def compiled(
         text, shared = (folder / f"kernels_{len(list(folder.iterdir()))}{end}" for end in ("", ""))
         text, shared = text.with_suffix(".c"), shared.with_suffix(".so")
         text.write_text(source(some))
-        command = [COMPILER, *FLAGS, *more, "-shared", f"-I{FOLDER}", text, "-o", shared, "-lm"]
+        command = [COMPILER, *FLAGS, *more, "-shared", text, "-o", shared, "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         said += done.stderr.splitlines()
@@ -97,24 +89,6 @@ def compiled(
             functions[one] = getattr(library, f"update_{index}")
             functions[one].restype = None
     return functions, said
-
-
-class Batch(ctypes.Structure):
-    """`struct batch` of kernel.h."""
-
-    _fields_ = (
-        ("count", ctypes.c_int64),
-        ("threads", ctypes.c_int64),
-        ("start", ctypes.c_void_p),
-        ("row", ctypes.c_void_p),
-        ("address", ctypes.c_void_p),
-        ("table", ctypes.c_void_p),
-        ("stream", ctypes.c_void_p),
-        ("draw", ctypes.c_uint64),
-        ("factor", ctypes.c_double),
-        ("partial", ctypes.c_void_p),
-        ("reduced", ctypes.c_void_p),
-    )
 
 
 def call(
@@ -129,7 +103,28 @@ def call(
     draw: int = 0,
     reductions: Sequence[int] = (),
 ) -> None:
-    """Run a kernel.
+    """Run a kernel. The arguments are those of `prepared`."""
+    for _ in prepared(
+        function, tensors, rows, row, threads, factor, more, stream, draw, reductions
+    ):
+        raise AssertionError("a kernel without barriers")
+
+
+def prepared(
+    function: Any,
+    tensors: Sequence[Sequence[Tensor | None]],
+    rows: Sequence[Sequence[float]],
+    row: Sequence[int] | None = None,
+    threads: int = 1,
+    factor: float = 1.0,
+    more: Sequence[Sequence[Tensor | None]] = (),
+    stream: Sequence[int] = (),
+    draw: int = 0,
+    reductions: Sequence[int] = (),
+    barriers: Sequence[int] = (),
+) -> Iterator[Tensor]:
+    """Run a kernel, as far as each of its barriers, where it gives the numbers of each tensor: what
+    stands there when it goes on it reads.
 
     Args:
         function: of a kernel.
@@ -142,6 +137,7 @@ def call(
         stream: the key of each parameter's random bits.
         draw: the number of the step.
         reductions: the program's. The space for them holds NaN before the call.
+        barriers: how many passes end before each.
     """
     count, slots = len(tensors[0]), len(tensors) - 2
     sizes = [p.numel() for p in tensors[0] if p is not None]
@@ -153,14 +149,38 @@ def call(
     keys = (ctypes.c_uint64 * len(stream))(*stream)
     table = torch.tensor(rows, dtype=torch.float64)
     index = torch.tensor([0] * count if row is None else row)
-    pieces = sum(sizes) // PIECE + count + 1
+    pieces = sum(sizes) // _cpu.ELEMENTS_PER_TERM + count + 1
     partial = torch.full((pieces * max(reductions, default=0),), torch.nan, dtype=torch.float64)
     reduced = torch.full((count * sum(reductions),), torch.nan, dtype=torch.float64)
-    batch = Batch(
+    batch = _cpu.Arguments(
         count, threads, start.data_ptr(), index.data_ptr(), address.data_ptr(), table.data_ptr(),
         ctypes.cast(keys, ctypes.c_void_p), draw, factor, partial.data_ptr(), reduced.data_ptr(),
     )  # fmt: skip
+    for end in barriers:
+        batch.end = end
+        function(ctypes.byref(batch))
+        yield reduced.view(count, -1)
+        batch.begin = end
+    batch.end = 0
     function(ctypes.byref(batch))
+
+
+# What all tensors make of their terms.
+TOTALS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": Tensor.sum, "dot": Tensor.sum, "max_abs": Tensor.max, "norm": lambda x: x.sum().sqrt(),
+}  # fmt: skip
+
+
+def run_together(barriers: Sequence[Any], calls: Sequence[Iterator[Tensor]]) -> None:
+    """Run kernels, which are given each other's totals."""
+    for _, totals in barriers:
+        reduced = [next(each) for each in calls]
+        for place, operator in totals:
+            total = TOTALS[operator](torch.cat([each[:, place] for each in reduced]))
+            for each in reduced:
+                each[:, place] = total
+    for each in calls:
+        assert next(each, None) is None
 
 
 class Stepper:
@@ -172,7 +192,7 @@ class Stepper:
         self.program = program(optimizer.kernels)
 
     def step(self, threads: int = 1) -> None:
-        state = self.optimizer.state
+        state, calls, writes = self.optimizer.state, [], []
         slots = (*self.program.SLOTS, *self.program.SCALAR_SLOTS)
         for group in self.optimizer.param_groups:
             params = group["params"]
@@ -189,12 +209,19 @@ class Stepper:
             tensors = [params, [p.grad for p in params]]
             tensors += [[state[p].get(name) for p in params] for name in self.program.SLOTS]
             factor = -1.0 if group["maximize"] else 1.0
-            more = {"reductions": self.program.REDUCTIONS}
-            call(self.function, tensors, rows, range(len(rows)), threads, factor, **more)
+            more = {
+                "reductions": self.program.REDUCTIONS,
+                "barriers": [end for end, _ in self.program.BARRIERS],
+            }
+            numbers = range(len(rows))
+            calls.append(prepared(self.function, tensors, rows, numbers, threads, factor, **more))
             for param, row in zip(params, rows, strict=True):
                 values = row[len(row) - len(self.program.SCALAR_SLOTS) :]
                 for name, value in zip(self.program.SCALAR_SLOTS, values, strict=True):
-                    state[param][name].fill_(value)
+                    writes.append((state[param][name], value))
+        run_together(self.program.BARRIERS, calls)
+        for slot, value in writes:
+            slot.fill_(value)
 
 
 def kernel_for(optimizer: Any) -> Kernel:

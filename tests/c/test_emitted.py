@@ -3,6 +3,7 @@ what becomes of an element."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from optdsl.targets import c, program
 from optdsl.targets.c.lower import TAKEN
 from tests.c import kernels
 from tests.c.kernels import FOLDER, Kernel, Stepper, call, compiled, kernel, kernel_for
-from tests.random_specs import SMOOTH, updates
+from tests.random_specs import SMOOTH, spec_of, updates
 from tests.triton.interpreted import oracle
 
 pytestmark = kernels.needs_compiler
@@ -153,8 +154,12 @@ def pieces(tensors: list[Tensor], sizes: list[int], shift: int) -> list[list[Ten
     return [[torch.cat([p.new_zeros(shift), p])[shift:] for p in parts] for parts in cut]
 
 
+@pytest.mark.parametrize("more", [(), ("-U__AVX512BW__",)], ids=["vectors", "memcpy"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_threads_alignment_and_place_decide_nothing(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_threads_alignment_and_place_decide_nothing(
+    dtype: torch.dtype, more: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Whichever way the ends of tensors are copied."""
     found = kernels.program("adam")
     one = kernel(
         FOLDER / "adam.c",
@@ -162,7 +167,7 @@ def test_threads_alignment_and_place_decide_nothing(dtype: torch.dtype, tmp_path
         {"param": dtype},
         {"AMSGRAD": True, "DECOUPLED_WEIGHT_DECAY": False},
     )
-    functions, _ = compiled([one], tmp_path)
+    functions, _ = compiled([one], tmp_path, *more)
     sizes = [1, 0, 700_001, 7, 31, 32, 33, 255, 256, 257, 600_000, 0]
     torch.manual_seed(0)
     whole = [torch.rand(sum(sizes), dtype=torch.float64).to(dtype) for _ in range(5)]
@@ -178,6 +183,18 @@ def test_threads_alignment_and_place_decide_nothing(dtype: torch.dtype, tmp_path
         for parts in (sizes, sizes[::-1]):
             results = updated(pieces(whole, parts, shift), threads)
             assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_tensors_without_elements_are_nothing_to_do(name: str, tmp_path: Path) -> None:
+    """Nor are none at all: whatever the number of threads."""
+    found = kernels.program(name)
+    one = kernel(FOLDER / f"{name}.c", found, {"param": F32}, next(kernels.flags(found)))
+    functions, _ = compiled([one], tmp_path)
+    row = [1.0] * found.COLUMNS
+    for count, threads in itertools.product((0, 1, 5), (1, 2, 7)):
+        tensors = [[torch.zeros(0)] * count for _ in range(3)]
+        call(functions[one], tensors, [row], threads=threads, reductions=found.REDUCTIONS)
 
 
 def test_nothing_is_written_outside_of_a_tensor(tmp_path: Path) -> None:
@@ -264,21 +281,6 @@ def test_a_number_that_is_nan_reaches_every_element(tmp_path: Path) -> None:
 # Names
 
 
-SPEC = """
-optimizer Random {
-    hyper c = 0.3
-    hyper d = 0.7
-    option flag = false
-    state step = 0
-    state a = zeros_like(param)
-    state b = full_like(param, c)
-    update {
-        step += 1
-        PLACE
-        descend d * a + 0 * b
-    }
-}
-"""
 HEADERS = {path.name: path.read_text() for path in FOLDER.glob("*.h")}
 
 
@@ -286,16 +288,8 @@ HEADERS = {path.name: path.read_text() for path in FOLDER.glob("*.h")}
     "name", ["flag", "chunk", "block", "null", "bf16", "lanes", "operand", "t"]
 )
 def test_an_option_with_a_name_of_the_headers_has_no_kernel(name: str) -> None:
-    (spec,), _ = resolve(
-        [
-            parse(
-                Source(
-                    "random.opt",
-                    SPEC.replace("flag", name).replace("PLACE", f"if {name} {{ a = grad }}"),
-                )
-            )
-        ]
-    )
+    text = spec_of("if flag { a = grad }").replace("flag", name)
+    (spec,), _ = resolve([parse(Source("random.opt", text))])
     assert (c.lower(spec) is None) == (name != "flag")
 
 
@@ -403,7 +397,7 @@ PLACES = (
 
 
 def test_names_numbers_and_operators_mean_in_c_what_they_mean_in_a_spec(tmp_path: Path) -> None:
-    cases = [(SPEC.replace("PLACE", place), flag) for place in PLACES for flag in (False, True)]
+    cases = [(spec_of(place), flag) for place in PLACES for flag in (False, True)]
     assert check(cases, tmp_path, 1e-12) == len(cases)
 
 

@@ -10,6 +10,7 @@ import torch
 
 import generated
 from generated._fused import _batch, _compile, _cpu, _members
+from generated._policy import DRAWS
 from tests.c.kernels import needs_compiler, program
 from tests.policies import (
     COVERING,
@@ -46,7 +47,8 @@ def needed(name: str, dtype: torch.dtype, policy: dict[str, Any]) -> Iterator[_c
     optimizer: Any = construct(generated, name, params, **options_of(name), **policy)
     for param in params:
         member = _members.member_of(optimizer, optimizer.param_groups[0], param, 0)
-        constants = member.constants(program(optimizer.kernels), param)
+        member.takes(param)
+        constants = member.constants(program(optimizer.kernels))
         yield _compile.Kernel(optimizer.kernels, _cpu.spelled(constants))
 
 
@@ -90,3 +92,32 @@ def test_a_kernel_goes_on_where_the_for_loop_was_and_back(policy: str) -> None:
                 optimizer.step()
         found.append([p.detach() for p in params])
     assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_groups_share_a_call_and_count_their_own_steps(policy: str) -> None:
+    """One that comes later has another number for its random bits."""
+    values = [torch.randn(70).bfloat16() for _ in range(4)]
+    runs: list[list[torch.Tensor]] = []
+    for flags in ({"fused": True}, {"foreach": False}):
+        random = torch.Generator().manual_seed(0)
+        params = [value.clone() for value in values]
+        groups = [{"params": [p], "lr": 0.125 * i} for i, p in enumerate(params[:3], start=1)]
+        optimizer = generated.SGD(groups, momentum=0.5, **flags, **POLICIES[policy])
+        calls = []
+        for number in range(5):
+            if number == 2:
+                optimizer.add_param_group({"params": params[3:]})
+            for param in params:
+                param.grad = torch.randn(70, generator=random).bfloat16()
+            before = _batch.launches
+            optimizer.step()
+            calls.append(_batch.launches - before)
+        if "fused" in flags:
+            counted = [group.get(DRAWS) for group in optimizer.param_groups]
+            later = 1 if counted == [None] * 4 else 2
+            # A slot that is not there yet is made by a kernel of its own.
+            assert calls[:2] == [1, 1]
+            assert calls[3:] == [later, later]
+        runs.append(params)
+    assert all(map(torch.equal, *runs))

@@ -3,6 +3,7 @@ next one does what the for-loop does."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 import generated
 from generated import swa_utils
-from generated._fused import _addresses, _backends, _batch, _members, plan_of
+from generated._fused import _backends, _batch, _watch, plan_of
 from optdsl import resources
 from tests import reference
 
@@ -47,7 +48,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
     """C, and nothing to say: where there is no kernel a test fails."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     torch.manual_seed(0)
-    _backends.say_once.cache_clear()
+    _backends._say_once.cache_clear()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*kernel.*")
         for mark in request.node.iter_markers("filterwarnings"):
@@ -55,6 +56,14 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
             warnings.filterwarnings(action, message=message)
         yield
     generated.set_default(fused=None)
+
+
+@pytest.fixture(params=["short ways", "without"])
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch shows C, and its own test of tensors, may go."""
+    if request.param == "without":
+        monkeypatch.setitem(sys.modules, "torch._C._dynamo.guards", None)
+        monkeypatch.setattr(_watch, "prepared", lambda: None)
 
 
 def make(name: str, params: Any, **options: Any) -> Any:
@@ -90,7 +99,8 @@ def step(fused: Any, loop: Any, missing: tuple[int, ...] = (), calls: int | None
     before = _batch.launches
     fused.step()
     if calls is not None:
-        assert _batch.launches - before == calls
+        # Where all parameters make a number together, a call ends there, and one more goes on.
+        assert _batch.launches - before == calls * (1 + len(fused.barriers))
     loop.step()
     assert_twins(fused, loop)
 
@@ -168,7 +178,7 @@ def test_every_dtype_has_a_kernel(name: str, dtype: torch.dtype) -> None:
         other.grad = param.grad.to(wide)
     before = _batch.launches
     fused.step()
-    assert _batch.launches == before + 1
+    assert _batch.launches == before + 1 + len(fused.barriers)
     loop.step()
     bound = 2 * torch.finfo(dtype).eps
     for param, other in zip(params, copies, strict=True):
@@ -202,6 +212,25 @@ def test_wide_slots_of_narrow_parameters_stay_wide_as_wide_gradients_do() -> Non
         loop.step()
         assert_twins(fused, loop)
     assert fused.state[params[0]]["exp_avg"].dtype is torch.float32
+
+
+def test_an_option_that_no_slot_tells_splits_calls() -> None:
+    params = [torch.randn(8), torch.randn(9)]
+    groups = [{"params": [p], "nesterov": bool(i)} for i, p in enumerate(params)]
+    copies = [{**g, "params": [p.clone()]} for g, p in zip(groups, params, strict=True)]
+    fused = make("SGD", groups, dampening=0, fused=True)
+    loop = make("SGD", copies, dampening=0, foreach=False)
+    for _ in range(3):
+        step(fused, loop, calls=2)
+
+
+def test_parameters_with_slots_of_another_dtype_have_a_call_of_their_own() -> None:
+    fused, loop = pair("SGD", [torch.randn(8).bfloat16(), torch.randn(9).bfloat16()])
+    step(fused, loop, calls=1)
+    for optimizer in (fused, loop):
+        state = optimizer.state[params_of(optimizer)[1]]
+        state["momentum_buffer"] = state["momentum_buffer"].float()
+    step(fused, loop, calls=2)
 
 
 def test_as_many_threads_as_torch_has_and_the_elements_are_worth() -> None:
@@ -817,21 +846,194 @@ def test_a_plan_is_kept_while_nothing_has_happened() -> None:
         fused.state_dict()
         assert plan(fused) is first
     calls = first.calls
-    step(fused, loop, missing=(1,))
-    assert plan(fused) is first
-    assert first.calls is not calls
+    for missing in ((1,), (0, 2), (), (3,)):
+        step(fused, loop, missing=missing, calls=1)
+        assert plan(fused) is first
+        assert first.calls is calls
+
+
+def test_tensors_may_be_exchanged_behind_their_objects() -> None:
+    """The objects of Python stay, in the group and in the state."""
+    fused, loop = twins("Adam", shapes=((9,), (4, 4)))
+    for what in ("param", "exp_avg", "step", "param"):
+        step(fused, loop)
+        for optimizer in (fused, loop):
+            param = params_of(optimizer)[0]
+            tensor = param if what == "param" else optimizer.state[param][what]
+            param.grad = None  # which would be exchanged, too
+            torch.utils.swap_tensors(tensor, tensor.clone())
+    step(fused, loop)
+
+
+def test_a_parameter_that_is_negated_where_it_lies_is_seen_to_be() -> None:
+    fused, loop = twins("SGD", shapes=((8,), (3,)))
+    for _ in range(3):
+        step(fused, loop)
+        for optimizer in (fused, loop):
+            param = params_of(optimizer)[0]
+            param.data = torch._neg_view(param.data)
+    step(fused, loop)
+
+
+def test_slots_may_be_renamed_added_and_taken_away() -> None:
+    fused, loop = twins("Adam")
+    for change in (
+        lambda state: state.update(mine=torch.zeros(3)),
+        lambda state: state.pop("mine"),
+        lambda state: state.update(exp_avg=state["exp_avg"].clone()),
+        lambda state: state.update(exp_avg_sq=state["exp_avg_sq"][...]),
+    ):
+        step(fused, loop)
+        for optimizer in (fused, loop):
+            change(optimizer.state[params_of(optimizer)[1]])
+    step(fused, loop)
+
+
+def test_a_list_of_parameters_may_be_another_list() -> None:
+    fused, loop = twins("Adam")
+    for change in (tuple, list, lambda params: [*params, torch.ones(2)], lambda params: params[1:]):
+        step(fused, loop)
+        for optimizer in (fused, loop):
+            group = optimizer.param_groups[0]
+            group["params"] = change(group["params"])
+    step(fused, loop)
+
+
+class Plain(torch.Tensor):
+    """A subclass that is asked for what is done with it."""
+
+
+class Guarded(nn.Parameter):
+    """A parameter with a gradient of its own."""
+
+    given: Tensor | None = None
+
+    @property
+    def grad(self) -> Tensor | None:
+        return self.given
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        self.given = value
+
+
+@pytest.mark.parametrize("kind", [Plain, Guarded])
+def test_what_a_class_says_is_its_gradient_is_taken(kind: Any) -> None:
+    values = [torch.randn(6), torch.randn(4)]
+    params = [value.clone().as_subclass(kind) for value in values]
+    fused, loop = make("Adam", params, fused=True), make("Adam", values, foreach=False)
+    for missing in ((), (1,), ()):
+        step(fused, loop, missing, calls=1)
+
+
+def test_a_gradient_that_wraps_another_is_seen_to() -> None:
+    """Its sizes, strides and dtype are those of the one before."""
+    fused, loop = twins("Adam", shapes=((6,), (3,)))
+    step(fused, loop)
+    watch = plan(fused).calls.watch
+    for wrapped, expected in ((False, _watch.SAME), (True, _watch.OTHER_GRADIENTS)):
+        give(fused)
+        param = params_of(fused)[0]
+        assert param.grad is not None
+        param.grad = Wrapper(param.grad) if wrapped else param.grad
+        assert watch.look(fused.state) == expected
+        watch.leave(changed=False)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "ASGD", "SGD", "LAMB"])
+def test_any_gradients_may_be_missing_in_any_step(name: str, share: float) -> None:
+    """Each parameter has its own number of steps then, and calls stay what they are."""
+    shapes = ((5,), (64, 3), (0,), (70_000,), (), (0,), (33,), (7,), (1030,))
+    draw = random.Random(f"{name} {share}")
+    fused, loop = twins(name, shapes)
+    step(fused, loop)
+    step(fused, loop)
+    calls = plan(fused).calls
+    for _ in range(12):
+        step(fused, loop, missing=tuple(i for i in range(len(shapes)) if draw.random() < share))
+        assert plan(fused).calls is calls
+
+
+def test_gradients_are_let_go_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a step that fails, and by one that is skipped."""
+    fused, loop = twins("Adam")
+    step(fused, loop)
+    (batch,) = plan(fused).calls.batches
+
+    def fails(arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    for reason in ("fails", "skips", "other layout", "sparse"):
+        give(fused)
+        if reason == "other layout":
+            params_of(fused)[1].grad = torch.randn(3, 64).t()
+        if reason == "sparse":
+            params_of(fused)[0].grad = torch.eye(5)[0].to_sparse()
+        grads = [weakref.ref(p.grad) for p in params_of(fused)]
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt, RuntimeError):
+            if reason == "fails":
+                patch.setattr(batch, "function", fails)
+            if reason == "skips":
+                patch.setattr(fused, "grad_scale", torch.tensor(1.0), raising=False)
+                patch.setattr(fused, "found_inf", torch.tensor(1.0), raising=False)
+            fused.step()
+        fused.zero_grad()
+        gc.collect()
+        assert not any(grad() is not None for grad in grads), reason
+
+
+def test_versions_count_steps_of_parameters_that_have_changed() -> None:
+    fused, loop = twins("Adam")
+    for missing in ((), (1,), (0, 2)):
+        before = [p._version for p in params_of(fused)]
+        step(fused, loop, missing)
+        steps = [p._version - old for p, old in zip(params_of(fused), before, strict=True)]
+        assert steps == [int(i not in missing) for i in range(len(steps))]
+
+
+@pytest.mark.usefixtures("ways")
+def test_gradients_live_until_the_kernel_has_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs without Python's lock: others may take them from their parameters, and the memory."""
+    fused, loop = twins("Adam", shapes=((100_000,), (50, 40)))
+    step(fused, loop)
+    (batch,) = plan(fused).calls.batches
+    kernel = batch.function
+    filled = []
+
+    def after_others(arguments: Any) -> None:
+        fused.zero_grad()
+        filled.extend(torch.full_like(param, 1e30) for param in params_of(fused))
+        kernel(arguments)
+
+    monkeypatch.setattr(batch, "function", after_others)
+    step(fused, loop)
+    assert len(filled) == 2
+
+
+def test_c_looks_where_it_can() -> None:
+    """Otherwise the tests of its ways test nothing."""
+    fused, loop = twins("Adam")
+    step(fused, loop)
+    assert type(plan(fused).calls.watch) is not _watch.Watch, "torch has taken something away"
+
+
+def test_a_place_that_is_not_found_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another torch may lay out tensors in another way: Python looks then."""
+    for attribute in ("_dispatch_keys", "_aoti"):
+        with monkeypatch.context() as patch:
+            patch.delattr(torch._C, attribute)
+            with pytest.raises((AttributeError, LookupError)):
+                _watch._asked()
+    with monkeypatch.context() as patch:
+        patch.setattr(_watch, "_TORCH", (*_watch._TORCH, "aoti_torch_that_is_not_there"))
+        with pytest.raises(AttributeError):
+            _watch._asked()
+    with pytest.raises(LookupError):
+        _watch._place([id(torch.zeros(1))], [1], 32)
 
 
 # Without the short ways
-
-
-@pytest.fixture(params=["short ways", "without"])
-def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own tests of tensors, and its function that shows C their addresses, may go."""
-    if request.param == "without":
-        monkeypatch.setitem(sys.modules, "torch._C._dynamo.guards", None)
-        monkeypatch.setattr(_addresses, "_write", None)
-        _addresses.prepare.cache_clear()
 
 
 @pytest.mark.usefixtures("ways")
@@ -866,25 +1068,13 @@ def test_steps_need_no_short_ways() -> None:
 def test_tensors_are_told_apart_by_what_a_kernel_depends_on(
     other: Callable[[], Any], is_like: bool
 ) -> None:
-    are_like = _members.likeness_test([torch.zeros(4, 4), torch.zeros(3)])
+    are_like = _watch.likeness_test([torch.zeros(4, 4), torch.zeros(3)])
     assert are_like(other(), torch.zeros(3)) == is_like
     assert are_like(torch.zeros(4, 4), torch.ones(3))
 
 
 def test_no_tensors_are_like_no_tensors() -> None:
-    assert _members.likeness_test([])()
-
-
-def test_addresses_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = [torch.zeros(9)[3:], torch.zeros(0), torch.zeros(()), torch.zeros(2, 2).t()]
-    expected = [0, *(t.data_ptr() for t in tensors), 0]
-    _addresses.prepare()
-    assert _addresses._write is not None, "torch has taken its function away"
-    for function in (_addresses._write, None):
-        monkeypatch.setattr(_addresses, "_write", function)
-        room = _addresses.room(6)
-        _addresses.write(tensors, room, 1)
-        assert list(room) == expected
+    assert _watch.likeness_test([])()
 
 
 # Checkpoints and copies

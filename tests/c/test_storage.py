@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from generated import _precision
+from generated._fused import _cpu
 from optdsl.emit import render
 from optdsl.parse import parse
 from optdsl.resolve import resolve
@@ -25,7 +26,6 @@ from tests.c.kernels import (
     COMPILER,
     FLAGS,
     FOLDER,
-    Batch,
     Kernel,
     call,
     compiled,
@@ -233,7 +233,7 @@ static void note(const struct piece *piece)
 void pieces(const struct batch *batch, int64_t from, int64_t to, int64_t *into)
 {
     next_piece = into;
-    update_chunk(batch, from, to, note);
+    update_chunk(batch, 0, from, to, note);
 }
 """
 
@@ -254,7 +254,7 @@ def test_random_words_are_those_of_the_element(header: ctypes.CDLL, first: int, 
     """Also where a tensor has more elements than 32 bits can count."""
     into = torch.empty(256, dtype=torch.int32)
     stream = ctypes.c_uint64(STREAM)
-    batch = Batch(count=1, stream=ctypes.addressof(stream), draw=DRAW)
+    batch = _cpu.Arguments(count=1, stream=ctypes.addressof(stream), draw=DRAW)
     places = (ctypes.c_int64(first), ctypes.c_int64(row), ctypes.c_int64(256))
     header.words(ctypes.byref(batch), *places, ctypes.c_void_p(into.data_ptr()))
     key = _precision.key(STREAM, DRAW, max(row - 1, 0))
@@ -265,7 +265,7 @@ def test_random_words_are_those_of_the_element(header: ctypes.CDLL, first: int, 
 def test_pieces_end_where_the_upper_half_of_an_element_changes(header: ctypes.CDLL) -> None:
     sizes = (700, (3 << 32) + 5, 9)
     start = array([0, *itertools.accumulate(sizes)])
-    batch = Batch(count=3, start=ctypes.addressof(start))
+    batch = _cpu.Arguments(count=3, start=ctypes.addressof(start))
     into = array([-1] * 20)
     limits = (ctypes.c_int64(512), ctypes.c_int64(sum(sizes)))
     header.pieces(ctypes.byref(batch), *limits, into)

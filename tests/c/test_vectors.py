@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from generated._fused import _compile
-from optdsl.report import cpu
+from optdsl.report import cpu, results
 
 SOURCES = _compile.SOURCES
 
@@ -32,6 +32,18 @@ def test_loop_is_copied_for_each_combination_of_conditions() -> None:
     """Adam has one condition, RAdam two."""
     rows = cpu.report(names=["adam", "radam"], stored=["float32"])
     assert {(row.kernel, row.loops) for row in rows} == {("adam", 2), ("radam", 4)}
+
+
+def test_what_a_file_keeps_is_not_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "report.jsonl"
+    rows = cpu.report(names=["lion"], stored=["float32"], kept=file)
+    with monkeypatch.context() as patch:
+        patch.delattr(cpu, "compiled")
+        assert cpu.report(names=["lion"], stored=["float32"], kept=file) == rows
+    assert cpu.report(names=["lion"], stored=["float32", "float64"], kept=file)[:1] == rows
+    assert len(results.read(file)) == 2
 
 
 def test_scalar_loop_is_told_from_a_vector_one(

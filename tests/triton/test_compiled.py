@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 import generated
 from generated import _policy
 from optdsl.report import __main__ as command
-from optdsl.report import cpu, gpu
+from optdsl.report import cpu, gpu, results
 from optdsl.report.gpu import ARCHITECTURES, Row, report
 from optdsl.report.stored import KEEPING, SLOTS, Storage, storages
 from tests.random_specs import updates
@@ -116,6 +117,54 @@ def test_random_updates_compile(
     assert report("random_package", archs=["sm_90"])
 
 
+# What a run keeps
+
+
+def test_what_a_file_keeps_is_not_compiled_again(tmp_path: Path) -> None:
+    file = tmp_path / "report.jsonl"
+
+    def rows(**chosen: Any) -> list[Row]:
+        return [*report(names=["swa"], stored=["float32"], kept=file, **chosen)]
+
+    found = rows(archs=["sm_90"])
+    assert len(results.read(file)) == len(found) == 3
+    (key, row) = next(iter(results.read(file).items()))
+    results.add(file, key, [*row[:4], 12345, *row[5:]])
+    again = rows(archs=["sm_80", "sm_90"])
+    assert [r for r in again if r.arch == "sm_90"] == [
+        replace(found[0], registers=12345),
+        *found[1:],
+    ]
+    assert len(results.read(file)) == len(again) == 6
+
+
+def test_half_a_line_is_no_result_and_disturbs_none(tmp_path: Path) -> None:
+    file = tmp_path / "kept.jsonl"
+    assert results.read(file) == {}
+    for number in range(3):
+        results.add(file, (f"case {number}",), number)
+    text = file.read_text()
+    for end in range(len(text)):
+        file.write_text(text[:end])
+        before = results.read(file)
+        # Whole but for the end of its line, it is a result.
+        assert len(before) == (text[:end] + "\n").count("}\n")
+        results.add(file, ("new",), end)
+        assert results.read(file) == {**before, ("new",): end}
+    results.add(file, ("new",), "later")
+    assert results.read(file)["new",] == "later"
+
+
+def test_hash_of_sources_follows_the_code_alone(tmp_path: Path) -> None:
+    file = tmp_path / "kernel.py"
+    digests = []
+    for head, code in (("1", "x = 1"), ("2", "x = 1"), ("2", "x = 2")):
+        file.write_text(f"# Spec sha256: {head}\n{code}\n")
+        digests.append(results.digest([file], 1024))
+    assert digests[0] == digests[1] != digests[2]
+    assert results.digest([file], 1024) != results.digest([file], 2048)
+
+
 def test_table_has_a_line_per_kernel() -> None:
     head, line = command.table([PLAIN]).splitlines()
     assert head.split() == [
@@ -156,6 +205,24 @@ def test_command_fails_where_a_kernel_is_not_as_it_should_be(
     assert caught.value.code == 1
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("adam") for line in lines) == 5
+
+
+def test_command_writes_counts_of_each_algorithm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [PLAIN, replace(PLAIN, registers=90, shared=16), replace(PLAIN, kernel="ema.update")]
+    monkeypatch.setattr(gpu, "report", lambda *_, **__: rows)
+    monkeypatch.setattr(cpu, "report", lambda *_, **__: [IN_C, replace(IN_C, bytes=32)])
+    command.main(["-o", str(tmp_path / "report.json")])
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert (written["block"], written["threads"]) == (1024, 128)
+    adam, ema = written["gpu"]
+    assert adam == {
+        "arch": "sm_90", "module": "adam", "kernels": 2, "registers": 90, "shared": 2048,
+        "spilling": 0, "narrow": 0,
+    }  # fmt: skip
+    assert (ema["module"], ema["kernels"]) == ("ema", 1)
+    assert written["cpu"] == [{"module": "adam", "kernels": 2, "bytes": 32, "scalar": 0}]
 
 
 def test_command_refuses_unknown_options(capsys: pytest.CaptureFixture[str]) -> None:

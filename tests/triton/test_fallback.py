@@ -27,9 +27,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a new process: nothing said, nothing known of kernels."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(_compile, "_known", {})
-    _backends.say_once.cache_clear()
+    _backends._say_once.cache_clear()
     yield
-    _backends.say_once.cache_clear()
+    _backends._say_once.cache_clear()
 
 
 @pytest.fixture
@@ -175,6 +175,17 @@ def test_complex_parameters_are_refused_as_torch_refuses_them() -> None:
     param.grad = torch.ones_like(param)
     with pytest.raises(RuntimeError, match="requires all the params to be floating point Tensors"):
         generated.Adam([param], fused=True).step()
+
+
+def test_an_algorithm_that_is_not_written_in_c_has_no_kernel_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_compile, "SOURCES", tmp_path)
+    param = torch.ones(3)
+    param.grad = torch.ones(3)
+    with pytest.warns(UserWarning, match="There is no fused kernel for Adam on the CPU[.]"):
+        generated.Adam([param], fused=True).step()
+    assert param.tolist() == [pytest.approx(0.999)] * 3
 
 
 def test_nothing_is_said_where_there_is_a_kernel() -> None:

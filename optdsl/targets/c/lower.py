@@ -69,8 +69,9 @@ ENDINGS = (
     "_new",
     "_scales",
     "_key",
+    "_start",
     "_terms",
-    "_each",
+    "_before",
     "_wide",
 )
 # The loop is compiled for each combination of this many conditions; others choose in it.
@@ -92,6 +93,7 @@ def _view(kernel: Kernel, note: Lines) -> View:
         name=kernel.name,
         note=note,
         column_count=len(kernel.columns) + len(kernel.scalar_slots),
+        operand_count=len(kernel.operands),
         reduction_count=sum(len(each.reductions) for each in kernel.passes),
         narrow=_chained("&&", (f"IS_NARROW({type})" for type in types), " \\"),
         blocked=indented(_chained("|", (f"IS_BLOCKED({type})" for type in types))),
@@ -141,7 +143,8 @@ def _pass(kernel: Kernel, each: Pass, name: str, loop: str, does: str) -> PassVi
     )
 
 
-# What becomes of the terms of a reduction, and of their total.
+# What becomes of the terms of a reduction, and of their total: the total of a tensor is a term
+# where all parameters make a number.
 COMBINED = {"max_abs": ("keep_larger", "largest")}
 FINISHED = {"mean": "{} / size_of(batch, tensor)", "norm": "sqrt({})"}
 
@@ -151,13 +154,13 @@ def _terms(each: Pass) -> Iterator[Term]:
     stride = len(each.reductions)
     for n, reduction in enumerate(each.reductions):
         name = _safe(reduction.name)
-        add, combine = COMBINED.get(reduction.op, ("add", "total"))
+        take, combine = COMBINED.get(reduction.of_one, ("add", "total"))
         made = f"{combine}(partial{f' + {n}' if n else ''}, pieces, {stride})"
         yield Term(
             name=name,
             first=() if reduction.name in always else indented((f"double {name} = 0;",), DEPTH),
-            add=f"TAKE({add}, {name});",
-            left=f"partial[{n}] = {combine}({name}_terms, STEP / 4, 1);",
+            take=take,
+            left=f"partial[{n}] = {combine}_of_step({name}_terms);",
             made=f"reduced[{reduction.place}] = {FINISHED.get(reduction.op, '{}').format(made)};",
         )
 
@@ -338,11 +341,8 @@ def _in_double(op: Op) -> Spelling | None:
             return spelling
 
 
-# What arithmetic.h defines.
-TYPED = frozenset(
-    {"add_scaled", "addcmul", "addcdiv", "lerp", "rdiv", "rsqrt", "maximum", "minimum", "sign"}
-    | {"where"}
-)
+# What arithmetic.h defines for each type.
+TYPED = frozenset(re.findall(r"\bN\((\w+)\)\(", headers()))
 
 
 # Names and lines

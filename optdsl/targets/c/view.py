@@ -36,11 +36,11 @@ class Operand:
 @dataclass(frozen=True, slots=True)
 class Term:
     """A number that a pass makes: `first` is what an element gives where its branch is not taken,
-    `add` and `left` take that to the numbers of a piece, `made` to those of the tensor."""
+    `take` and `left` bring that to the number of a piece, `made` to that of the tensor."""
 
     name: str
     first: Lines
-    add: str
+    take: str
     left: str
     made: str
 
@@ -76,6 +76,7 @@ class View:
     name: str
     note: Lines
     column_count: int
+    operand_count: int
     reduction_count: int
     narrow: Lines
     blocked: Lines

@@ -36,6 +36,7 @@ from optdsl.targets.torch_code import (
     is_tensor,
     mentions,
     unpack,
+    unpack_totals,
 )
 
 
@@ -43,11 +44,11 @@ def lower(spec: Spec) -> View | None:
     """None for a derived optimizer, whose class inherits the base's update, and for a routine."""
     if spec.base is not None or spec.routine:
         return None
-    spec = passes.optimise(spec)
+    spec = passes.for_torch(spec)
     writer = Eager(spec)
     advances = writer.advances()
     return View(
-        unpack=indented(unpack(spec), 2),
+        unpack=indented((*unpack(spec), *unpack_totals(spec)), 2),
         advances=indented(advances, 2),
         loop=indented(writer.loop(), 2),
         body=indented(writer.body(), 3),

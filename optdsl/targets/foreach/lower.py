@@ -35,10 +35,19 @@ from optdsl.ir import (
 )
 from optdsl.ops import OPS, PROPERTIES, SYMBOLS, Kind, Type
 from optdsl.passes.liveness import shown
-from optdsl.targets.eager.lower import Eager
+from optdsl.targets.eager.lower import Eager, bare
 from optdsl.targets.foreach.view import View
 from optdsl.targets.layout import bracketed, broken_assignment, broken_call, indented
-from optdsl.targets.torch_code import CLAMPS, Lines, Writer, is_tensor, mentions, unpack
+from optdsl.targets.torch_code import (
+    CLAMPS,
+    Lines,
+    Writer,
+    is_tensor,
+    mentions,
+    totals,
+    unpack,
+    unpack_totals,
+)
 
 
 def lower(spec: Spec) -> View | None:
@@ -48,7 +57,7 @@ def lower(spec: Spec) -> View | None:
         return None
     if spec.sparse.mode == "only":
         return None  # sparse gradients are updated one at a time
-    spec = passes.optimise(spec)
+    spec = passes.for_torch(spec)
     agreement = _agreement(spec)
     if agreement is None:
         return None
@@ -56,7 +65,7 @@ def lower(spec: Spec) -> View | None:
     advances = writer.advances()
     return View(
         agreement=agreement,
-        unpack=indented(unpack(spec), 2),
+        unpack=indented((*unpack(spec), *unpack_totals(spec)), 2),
         lists=indented(writer.lists(), 2),
         advances=indented((*advances, *writer.numbers()), 2),
         body=indented(writer.body(), 2),
@@ -73,6 +82,7 @@ class Foreach(Writer):
         self.eager.changing = set()
         names = {h for hyper in spec.hypers for h in (hyper.name, *hyper.components)}
         self.taken = names | {s.name for s in spec.states} | {"rows", "group"}
+        self.shared = _shared(spec)
 
     def many(self, name: str) -> str:
         """The list that holds a name's value for each parameter."""
@@ -173,7 +183,9 @@ class Foreach(Writer):
 
     def bind(self, name: str, value: Expr, copy: bool, indent: int) -> tuple[Lines, bool]:
         target = self.many(name)
-        if isinstance(value, Ref) and is_tensor(value):
+        if name in self.shared:
+            return broken_call(f"{name} = {bare(self.eager.value(value))}", indent), False
+        if isinstance(value, Ref) and is_tensor(value) and value.name not in self.shared:
             other = self.many(value.name)
             text = f"[tensor.clone() for tensor in {other}]" if copy else other
             return (f"{target} = {text}",), copy
@@ -254,7 +266,7 @@ class Foreach(Writer):
     def value(self, expr: Expr) -> str:
         """A list's text, in nested calls."""
         match expr:
-            case Ref() if is_tensor(expr):
+            case Ref() if is_tensor(expr) and expr.name not in self.shared:
                 return self.many(expr.name)
             case Apply(args=(receiver, *_)) if self.has_call(expr) and is_tensor(receiver):
                 return self.call(expr, self.value(receiver), in_place=False)
@@ -273,6 +285,8 @@ class Foreach(Writer):
         """A comprehension: the text for one parameter, over the lists of the names in it."""
         names = self.listed(expr, text)
         lists = [self.many(n) for n in names]
+        if not names:
+            return f"[{text}] * len(params)"
         if len(names) == 1:
             return f"[{text} for {names[0]} in {lists[0]}]"
         return f"[{text} for {', '.join(names)} in zip({', '.join(lists)}, strict=True)]"
@@ -294,7 +308,36 @@ class Foreach(Writer):
 
     def is_list(self, ref: Ref) -> bool:
         per_parameter = ref.role in (Role.STATE, Role.LOCAL, Role.PARAM, Role.GRAD)
-        return per_parameter and ref.kind > Kind.HYPER
+        return per_parameter and ref.kind > Kind.HYPER and ref.name not in self.shared
+
+
+def _shared(spec: Spec) -> frozenset[str]:
+    """The names that stand for one tensor, not for a list: totals, and what is made of them with
+    nothing that is a parameter's own."""
+    values: dict[str, list[Expr]] = {}
+    for stmt in statements(spec.body):
+        match stmt:
+            case Let(name=name, value=value) | Assign(target=Ref(name=name), value=value):
+                values.setdefault(name, []).append(value)
+            case _:
+                pass
+    shared = {name for name, given in values.items() if all(map(_is_total, given))}
+    shared |= {*totals(spec)}
+    while True:
+        left = {n for n in shared if all(_names(v) <= shared for v in values.get(n, ()))}
+        if left == shared:
+            return frozenset(shared)
+        shared = left
+
+
+def _is_total(expr: Expr) -> bool:
+    """Whether it is made of totals: a number alone would take a parameter's dtype."""
+    return not isinstance(expr, Const) and expr.kind is Kind.GLOBAL
+
+
+def _names(expr: Expr) -> set[str]:
+    """The names in an expression that may differ between parameters."""
+    return {r.name for r in refs(expr) if r.kind > Kind.HYPER}
 
 
 def _writes(stmt: Stmt, name: str) -> bool:

@@ -16,10 +16,12 @@ from optdsl.ir import (
     Assign,
     Const,
     Expr,
+    Let,
     Ref,
     Repeat,
     Role,
     Spec,
+    Stage,
     Stmt,
     expressions,
     is_scalar,
@@ -30,18 +32,28 @@ from optdsl.ir import (
     type_of,
     walk,
 )
-from optdsl.ops import OPS, Attribute, Call, KeepDim, Kind, Method, Op, Spelling, Type
+from optdsl.ops import (
+    OPS,
+    Attribute,
+    Call,
+    Infix,
+    KeepDim,
+    Kind,
+    Level,
+    Method,
+    Op,
+    Prefix,
+    Spelling,
+    Type,
+)
 from optdsl.passes.branches_to_where import changing_numbers, depends
 from optdsl.passes.liveness import shown
+from optdsl.passes.stages import TOTALS, is_reduction
+from optdsl.targets.functional.view import Method as MethodView
 from optdsl.targets.functional.view import View
-from optdsl.targets.layout import WIDTH, broken_assignment, broken_call, indented
+from optdsl.targets.layout import WIDTH, bracketed, broken_assignment, broken_call, indented
 from optdsl.targets.torch_code import Lines, Writer, is_tensor, unpack
 
-# Operators whose Python spelling is the same for numbers and tensors.
-ALIKE = frozenset(
-    {"add", "sub", "mul", "div", "rdiv", "floordiv", "mod", "pow", "neg", "abs"}
-    | {"eq", "ne", "lt", "le", "gt", "ge", "matmul"}
-)
 LOGIC = {"and": "both", "or": "either", "not": "negation"}
 
 
@@ -51,23 +63,61 @@ def lower(spec: Spec) -> View | None:
     if spec.base is not None or spec.routine or spec.sparse.mode == "only":
         return None
     spec = passes.for_expressions(spec)
+    names = tuple(s.name for s in spec.states)
+    known: Lines = ()
+    barriers = []
+    for number, stage in enumerate(spec.barriers, start=1):
+        result = _tuple(stage.reductions)
+        method = f"_terms_{number}"
+        barriers.append(_method(method, replace(spec, body=stage.body), known, result, stage))
+        known += stage.reductions
+    update = _method("_functional", spec, known, _tuple(("param", *names)))
+    return View((*barriers, update), indented(_barriers(spec), 1))
+
+
+def _method(
+    name: str, spec: Spec, totals: Lines, result: str, stage: Stage | None = None
+) -> MethodView:
+    """A method that computes what a body does, of one parameter and of totals that are known."""
     writer = Functional(spec)
-    return View(
-        row=", ".join(writer.row()),
+    first = () if stage is None else _first_values(stage)
+    return MethodView(
+        name=name,
+        row=", ".join((*writer.row(), *totals)),
         unpack=indented((*unpack(spec, "_numbers.wide"), *writer.numbers()), 2),
-        body=indented((*writer.body(), writer.result()), 2),
+        body=indented((*first, *writer.body(), f"return {result}"), 2),
     )
+
+
+def _first_values(stage: Stage) -> Lines:
+    """Who does not come to a total has no part in it."""
+    always = {s.name for s in stage.body if isinstance(s, Let)}
+    return tuple(f"{name} = None" for name in stage.reductions if name not in always)
+
+
+def _barriers(spec: Spec) -> Lines:
+    """What the methods before the update make, and by what."""
+    entries = []
+    for stage in spec.barriers:
+        lets = {s.name: s.value for s in statements(stage.body) if is_reduction(s, TOTALS)}
+        made = {n: v.op.removeprefix("all_") for n, v in lets.items() if isinstance(v, Apply)}
+        named_ops = ", ".join(f'"{name}": "{made[name]}"' for name in stage.reductions)
+        entries.append(f"{{{named_ops}}}")
+    return (
+        bracketed("barriers = (", entries, ",)" if len(entries) == 1 else ")", 4) if entries else ()
+    )
+
+
+def _tuple(names: Lines) -> str:
+    return f"({names[0]},)" if len(names) == 1 else ", ".join(names)
 
 
 class Functional(Writer):
     indent = 8
+    in_order = True
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
-        # In the author's order, every statement at its place.
-        self.spec = spec
-        self.up_front = frozenset()
-        self.changing = {s.target.name for s in self.slot_changes()}
         self.decided = changing_numbers(spec.body)
         self.casts = any(n.op == "cast" for n in applied(spec))
         self.kept = {s.target.name for s in self.slot_changes() if self.is_rounded(s)}
@@ -75,11 +125,6 @@ class Functional(Writer):
     def row(self) -> Lines:
         """The names of what one parameter has: the slots in their order."""
         return ("param", "grad", *(s.name for s in self.spec.states))
-
-    def result(self) -> str:
-        """What an update leaves: all of the row but the gradient."""
-        names = [n for n in self.row() if n != "grad"]
-        return f"return ({names[0]},)" if len(names) == 1 else f"return {', '.join(names)}"
 
     def numbers(self) -> Lines:
         """Scalar slots are read as float64; what is rounded between reads keeps its dtype."""
@@ -166,7 +211,7 @@ class Functional(Writer):
                     node
                 ) and not self.is_mask(mask):
                     return node
-                case Apply(op=op, args=args) if op in ALIKE:
+                case Apply(op=op, args=args) if is_alike(OPS[op]):
                     return replace(node, args=tuple(map(as_number, args)))
                 case Apply(args=args) if all(map(is_of_shape, args)):
                     return node
@@ -236,6 +281,13 @@ def in_torch(node: Apply, first: str, texts: list[str]) -> str:
 
 def python(op: Op) -> Spelling | None:
     return op.torch if op.name == "matmul" else op.host
+
+
+def is_alike(op: Op) -> bool:
+    """Whether Python spells it alike for numbers and tensors, as it does symbols but for logic."""
+    spelling = python(op)
+    symbol = isinstance(spelling, Infix | Prefix) and spelling.level >= Level.COMPARE
+    return symbol or spelling == Call("abs")
 
 
 def is_of_shape(expr: Expr) -> bool:

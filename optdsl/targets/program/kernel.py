@@ -36,11 +36,11 @@ from optdsl.ir import (
     type_of,
     walk,
 )
-from optdsl.ops import OPS, Kind, Type
+from optdsl.ops import OPS, Kind, Rule, Type
 from optdsl.passes.stages import numbers_and_elements
 
 # What passes over the elements can compute.
-KINDS = frozenset({Kind.OPTION, Kind.HYPER, Kind.SCALAR, Kind.REDUCED, Kind.ELEMENTWISE})
+KINDS = frozenset(Kind) - {Kind.FACTORED, Kind.MATRIX}
 # Constants that kernels have whatever the spec: an option that is called so has no kernel.
 OWN_CONSTANTS = (
     *("COMPUTE", "MAXIMIZE", "GRAD_SCALE", "FOUND_INF", "ALIGNED", "VECTOR", "BLOCK"),
@@ -72,11 +72,21 @@ class Operand:
 @dataclass(frozen=True, slots=True)
 class Reduction:
     """A number that a pass makes of a tensor's elements, by the operator `op`; `place` is its place
-    among those of all passes."""
+    among those of all passes. Where it is a number of all parameters, a pass leaves the term of
+    each, and what is at that place behind the pass is the total."""
 
     name: str
     op: str
     place: int
+
+    @property
+    def is_total(self) -> bool:
+        return OPS[self.op].rule is Rule.TOTAL
+
+    @property
+    def of_one(self) -> str:
+        """The operator of one tensor's elements that it is made by: `all_norm` -> `norm`"""
+        return self.op.removeprefix("all_")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@ know of them. It imports no backend."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from optdsl import printing
 from optdsl.ir import Const, Expr, Ref, Spec
@@ -35,6 +35,7 @@ def view(kernel: Kernel) -> View:
         column_count=len(results),
         input_count=len(kernel.inputs),
         reductions=_tuple(str(len(part.reductions)) for part in kernel.passes[:-1]),
+        barriers=_tuple(_barriers(kernel)),
         uses_math="math." in text,
         uses_numbers="_numbers." in text,
         uses_torch=any("torch." in source for source in sources),
@@ -47,6 +48,14 @@ def view(kernel: Kernel) -> View:
             bracketed("return (", [identifier(n) for n in results], _tuple_end(results), 4)
         ),
     )
+
+
+def _barriers(kernel: Kernel) -> Iterator[str]:
+    """(1, ((0, "norm"),)): after the first pass, the total at place 0"""
+    for number, part in enumerate(kernel.passes, start=1):
+        totals = [f'({r.place}, "{r.of_one}")' for r in part.reductions if r.is_total]
+        if totals:
+            yield f"({number}, {_tuple(totals)})"
 
 
 def _names(names: Iterable[str]) -> str:

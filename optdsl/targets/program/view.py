@@ -22,6 +22,8 @@ class View:
     input_count: int
     # How many reductions each pass before the last makes.
     reductions: str
+    # After which of these passes all parameters make numbers together, and by what.
+    barriers: str
     uses_math: bool
     uses_numbers: bool
     uses_torch: bool

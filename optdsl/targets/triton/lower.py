@@ -167,7 +167,7 @@ class _Lowering:
 
     def partial(self, part: Pass) -> Lines:
         return tuple(
-            f"tl.store(partial{_offset(n)}, _math.{COMBINED[r.op]}({_safe(r.name)}))"
+            f"tl.store(partial{_offset(n)}, _math.{COMBINED[r.of_one]}({_safe(r.name)}))"
             for n, r in enumerate(part.reductions)
         )
 
@@ -175,7 +175,9 @@ class _Lowering:
         lines: list[str] = []
         for n, each in enumerate(part.reductions):
             operands = f"partial{_offset(n)}, chunks, {len(part.reductions)}, BLOCK"
-            value = FINISHED.get(each.op, "{}").format(f"_math.{COMBINED[each.op]}_of({operands})")
+            found = f"_math.{COMBINED[each.of_one]}_of({operands})"
+            # A tensor's term in a number of all parameters is finished with them.
+            value = FINISHED.get(each.op, "{}").format(found)
             lines += bracketed("tl.store(", (f"reduced{_offset(each.place)}", value), ")", 4)
         return tuple(lines)
 

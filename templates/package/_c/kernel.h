@@ -22,12 +22,14 @@ enum {
     STEP = 64,        // elements in one step of the loop: full vectors of every kind
     BLOCK = 256,      // elements that may be stored together
     CHUNK = 1 << 18,  // elements that a thread takes at once
-    PIECE = 1 << 16,  // elements whose terms are added up: all stages find them in the cache
+    PIECE = 1 << 16,  // elements whose terms are added up
+    SOON = 4,         // the tensor so many places behind another one is asked for with it
 };
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #define SIMD _Pragma("omp simd")
 #define UNROLLED _Pragma("GCC unroll 2")
+#define ALIGNED __attribute__((aligned(64)))
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 // A name of this specialisation.
@@ -49,6 +51,8 @@ struct batch {
     double factor;           // of the gradients: undoes a loss scale, and is negative to maximise
     double *partial;         // space for reductions, or NULL
     double *reduced;         // results of reductions, or NULL
+    int64_t begin;           // the stage to begin with, and the one to end before: 0 if the call
+    int64_t end;             // goes on and updates
 };
 
 // Elements of one tensor, whose numbers have the same upper 32 bits. `first` is a multiple of BLOCK.
@@ -160,36 +164,48 @@ static inline double largest(const double *terms, int64_t count, int64_t stride)
     return found;
 }
 
-// In a piece: numbers that take the terms of a step in, each those of some places in it. In a step:
-// the terms of its elements, and nothing in the places that it has no element for.
-#define TERMS(name) double name##_terms[STEP / 4] = {0}
-#define STEP_TERMS(name) double name##_each[STEP]
-#define TERM(name) name##_each[lane * (STEP / LANES) + i - at / LANES] = name
-#define TAKE(take, name) \
-    do { \
-        if (size - at < STEP) \
-            clear_rest(name##_each, size - at, LANES); \
-        take(name##_terms, name##_each); \
-    } while (false)
+// In a piece: a number for each place in a step, which takes in the terms of the elements there. The
+// last step of a tensor has places without an element: their numbers stay what they were before.
+#define TERMS(name) double name##_terms[STEP] ALIGNED = {0}
+#define STEP_TERMS(name) \
+    double name##_before[STEP]; \
+    if (size - at < STEP) \
+        memcpy(name##_before, name##_terms, sizeof name##_terms)
+#define TERM(take, name) take(&name##_terms[lane * (STEP / LANES) + i - at / LANES], name)
+#define STEP_ENDS(name) \
+    if (size - at < STEP) \
+        restore(name##_terms, name##_before, size - at, LANES)
 
-static inline void clear_rest(double *each, int64_t count, int lanes)
+// Of all places. Four sums at a time: one addition after the other takes as long as four do.
+static inline double total_of_step(const double *terms)
+{
+    double found[4] = {0};
+    for (int k = 0; k < STEP; k += 4)
+        for (int lane = 0; lane < 4; lane++)
+            found[lane] += terms[k + lane];
+    return total(found, 4, 1);
+}
+
+static inline double largest_of_step(const double *terms)
+{
+    return largest(terms, STEP, 1);
+}
+
+static inline void restore(double *terms, const double *before, int64_t count, int lanes)
 {
     for (int k = 0; k < STEP; k++)
         if (k % (STEP / lanes) * lanes + k / (STEP / lanes) >= count)
-            each[k] = 0;
+            terms[k] = before[k];
 }
 
-static ALWAYS_INLINE void add(double *terms, const double *each)
+static ALWAYS_INLINE void add(double *found, double term)
 {
-    enum { N = STEP / 4 };
-    for (int k = 0; k < N; k++)
-        terms[k] += (each[k] + each[k + N]) + (each[k + 2 * N] + each[k + 3 * N]);
+    *found += term;
 }
 
-static ALWAYS_INLINE void keep_larger(double *terms, const double *each)
+static ALWAYS_INLINE void keep_larger(double *found, double term)
 {
-    for (int k = 0; k < STEP; k++)
-        terms[k % (STEP / 4)] = larger(terms[k % (STEP / 4)], each[k]);
+    *found = larger(*found, term);
 }
 
 // Operands: the tensors that a kernel goes through, by name. storage.h and precision.h have a row of
@@ -218,7 +234,7 @@ static ALWAYS_INLINE void keep_larger(double *terms, const double *each)
 #define OPERAND(name, type, row, scales) \
     JOIN(stored_, type) *const name##_at UNUSED = \
         (JOIN(stored_, type) *)address(piece, row) + piece->first; \
-    CELL(type) name##_spare[BLOCK] UNUSED; \
+    CELL(type) name##_spare[BLOCK] ALIGNED UNUSED; \
     JOIN(setup_, type)(name, row, scales)
 
 // In a block: its cells.
@@ -234,8 +250,8 @@ static ALWAYS_INLINE void keep_larger(double *terms, const double *each)
 #define GET(name, type) ((real)JOIN(JOIN(get_, type), JOIN(_, LANES))(name))
 #define PUT(name, type, value) JOIN(JOIN(put_, type), JOIN(_, LANES))(name, value)
 #define KEEP(name, present) WHERE(present, name##_cells[i] = name##_new)
-// The number of the element in its tensor.
-#define ELEMENT (piece->first + first + i * LANES + lane)
+// The number of the element in its piece.
+#define ELEMENT (first + i * LANES + lane)
 
 // The loops of a kernel
 
@@ -284,12 +300,24 @@ static inline int64_t cut(const struct batch *batch, int64_t element)
 
 typedef void update_piece(const struct piece *piece);
 
+// A processor foresees what comes next in a tensor, but not where the next tensor is. (Of a function
+// that does nothing but prefetch, gcc removes the calls, unless it is inline.)
+static ALWAYS_INLINE void ask_for(const struct batch *batch, int64_t tensor, int64_t operands)
+{
+    for (int64_t row = 0; row < operands && tensor < batch->count; row++) {
+        const uint64_t place = batch->address[row * batch->count + tensor];
+        if (place)
+            __builtin_prefetch((void *)(uintptr_t)place);
+    }
+}
+
 static inline void update_chunk(
-    const struct batch *batch, int64_t from, int64_t to, update_piece *update)
+    const struct batch *batch, int64_t operands, int64_t from, int64_t to, update_piece *update)
 {
     for (int64_t tensor = tensor_of(batch, from); from < to; tensor++) {
         const int64_t start = batch->start[tensor], end = batch->start[tensor + 1];
         const int64_t last = end < to ? end : to;
+        ask_for(batch, tensor + SOON, operands);
         while (from < last) {
             const int64_t same = start + ((from - start) | 0xffffffff) + 1;
             const int64_t stop = last < same ? last : same;
@@ -299,19 +327,36 @@ static inline void update_chunk(
     }
 }
 
-static inline void update_all(const struct batch *batch, update_piece *update)
+static inline int64_t next_of(int64_t *taken)
+{
+    int64_t next;
+#pragma omp atomic capture
+    next = (*taken)++;
+    return next;
+}
+
+static inline void update_all(const struct batch *batch, int64_t operands, update_piece *update)
 {
     const int64_t total = batch->start[batch->count], threads = batch->threads;
-    if (threads == 1) {
-        update_chunk(batch, 0, total, update);
+    if (threads == 1 || total == 0) {
+        update_chunk(batch, operands, 0, total, update);
         return;
     }
-    // As many for each thread, which may take fewer where another program runs beside it.
-    const int64_t chunks = (total + CHUNK * threads - 1) / (CHUNK * threads) * threads;
-    const int64_t size = (total + chunks - 1) / chunks;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t chunk = 0; chunk < chunks; chunk++)
-        update_chunk(batch, cut(batch, chunk * size), cut(batch, (chunk + 1) * size), update);
+    // A thread has a share, the same in each step, of several chunks. It goes on with those that
+    // others have not come to, beside whom another program may run.
+    const int64_t chunks = (total + CHUNK * threads - 1) / (CHUNK * threads);
+    const int64_t size = (total + chunks * threads - 1) / (chunks * threads);
+    int64_t taken[threads];
+    memset(taken, 0, sizeof taken);
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+    for (int64_t own = 0; own < threads; own++)
+        for (int64_t i = 0; i < threads; i++) {
+            const int64_t share = (own + i) % threads;
+            for (int64_t next; (next = next_of(taken + share)) < chunks;) {
+                const int64_t from = (share * chunks + next) * size;
+                update_chunk(batch, operands, cut(batch, from), cut(batch, from + size), update);
+            }
+        }
 }
 
 // Updates that need numbers of whole tensors: passes that make them, then the update. A tensor is cut
@@ -328,6 +373,7 @@ struct stage {
 struct stages {
     const struct stage *first;
     int64_t count;
+    int64_t operands;
     update_piece *update;
 };
 
@@ -355,21 +401,36 @@ static inline void finish_tensor(
     stage->finish(batch, tensor, partial, (size_of(batch, tensor) + PIECE - 1) / PIECE);
 }
 
-// Everything that a tensor of one piece needs, while it is in the cache.
-static inline void update_small(
+// The stage that a call ends before.
+static inline int64_t end_of(const struct batch *batch, const struct stages *stages)
+{
+    return batch->end ? batch->end : stages->count;
+}
+
+// All that a call does to a tensor which is a chunk or less: one thread, that finds it in the cache.
+static inline void update_alone(
     const struct batch *batch, const struct stages *stages, int64_t tensor)
 {
-    const struct piece piece = piece_of(batch, tensor, 0);
-    for (int64_t i = 0; i < stages->count; i++) {
+    const int64_t pieces = (size_of(batch, tensor) + PIECE - 1) / PIECE;
+    ask_for(batch, tensor + SOON, stages->operands);
+    for (int64_t i = batch->begin; i < end_of(batch, stages); i++) {
         const struct stage *stage = stages->first + i;
-        stage->measure(&piece, batch->partial + first_piece(batch, tensor) * stage->count);
+        double *partial = batch->partial + first_piece(batch, tensor) * stage->count;
+        for (int64_t n = 0; n < pieces; n++) {
+            const struct piece piece = piece_of(batch, tensor, n);
+            stage->measure(&piece, partial + n * stage->count);
+        }
         finish_tensor(batch, stage, tensor);
     }
-    stages->update(&piece);
+    // The last is most surely in the cache.
+    for (int64_t n = pieces; n > 0 && !batch->end; n--) {
+        const struct piece piece = piece_of(batch, tensor, n - 1);
+        stages->update(&piece);
+    }
 }
 
 // The pieces of larger tensors with numbers in a range: measured by a stage, or updated if there is
-// none; then also the tensors of one piece.
+// none; then also the tensors that one thread takes.
 static inline void go_through(
     const struct batch *batch,
     const struct stages *stages,
@@ -388,15 +449,15 @@ static inline void go_through(
     for (int64_t tensor = low; from < to; tensor++) {
         const int64_t before = first_piece(batch, tensor), size = size_of(batch, tensor);
         const int64_t behind = first_piece(batch, tensor + 1), stop = behind < to ? behind : to;
-        if (size <= PIECE && !stage && from == before)
-            update_small(batch, stages, tensor);
+        if (size <= CHUNK && !stage && from == before)
+            update_alone(batch, stages, tensor);
         for (; from < stop; from++) {
-            if (size <= PIECE || (from - before) * PIECE >= size)
+            if (size <= CHUNK || (from - before) * PIECE >= size)
                 continue;
             const struct piece piece = piece_of(batch, tensor, from - before);
             if (stage)
                 stage->measure(&piece, batch->partial + from * stage->count);
-            else
+            else if (!batch->end)
                 stages->update(&piece);
         }
     }
@@ -409,7 +470,7 @@ static inline void update_in_stages(const struct batch *batch, const struct stag
     const int64_t most = 16 * threads, chunks = pieces < most ? pieces : most;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        for (int64_t i = 0; i < stages->count; i++) {
+        for (int64_t i = batch->begin; i < end_of(batch, stages); i++) {
             const struct stage *stage = stages->first + i;
 #pragma omp for schedule(dynamic)
             for (int64_t chunk = 0; chunk < chunks; chunk++)
@@ -417,7 +478,7 @@ static inline void update_in_stages(const struct batch *batch, const struct stag
                     batch, stages, stage, pieces * chunk / chunks, pieces * (chunk + 1) / chunks);
 #pragma omp for
             for (int64_t tensor = 0; tensor < batch->count; tensor++)
-                if (size_of(batch, tensor) > PIECE)
+                if (size_of(batch, tensor) > CHUNK)
                     finish_tensor(batch, stage, tensor);
         }
 #pragma omp for schedule(dynamic)

@@ -41,8 +41,11 @@ static inline uint32_t word_of(struct key key, uint32_t element)
     return x ^ x >> 16;
 }
 
-#define SETUP_RANDOM(name, row, scales) const struct key name##_key = key_of(piece, row)
-#define RANDOM_WORD(name) word_of(name##_key, (uint32_t)ELEMENT)
+// Whatever the loop reads of a piece, it would read again after each element that it writes.
+#define SETUP_RANDOM(name, row, scales) \
+    const struct key name##_key = key_of(piece, row); \
+    const uint32_t name##_start UNUSED = (uint32_t)piece->first
+#define RANDOM_WORD(name) word_of(name##_key, name##_start + (uint32_t)(ELEMENT))
 
 // bfloat16, rounded at random
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from .._optimizer import Optimizer
 from .._slots import Group
 from ._backends import program_of, what_lacks_kernels
-from ._plan import Calls, Plan
+from ._plan import Plan
+from ._watch import OTHER, OTHER_GRADIENTS, SAME
 
 
 class _Place:
@@ -40,33 +41,35 @@ def step(optimizer: Optimizer, groups: list[Group]) -> list[Group]:
     on_device = found_inf is not None or any(g["capturable"] for g in groups)
     place = _places.setdefault(optimizer, _Place())
     with place.lock:
-        plan, grads = _current(optimizer, groups, on_device, place.plan)
-        place.plan = plan
-        plan.calls.run(optimizer.state, grads, grad_scale, found_inf)
+        plan = place.plan = _current(optimizer, groups, on_device, place.plan)
+        changed = False
+        try:
+            changed = plan.calls.run(optimizer.state, grad_scale, found_inf)
+        finally:
+            plan.calls.watch.leave(changed=changed)
     done = set(map(id, plan.calls.done))
     others = [group for group in optimizer.param_groups if id(group) not in done]
     return plan.calls.done + _unscale(others, grad_scale, found_inf)
 
 
-def _current(
-    optimizer: Optimizer, groups: list[Group], on_device: bool, last: Plan | None
-) -> tuple[Plan, list[Tensor]]:
-    """A plan that is right, the last one as far as it is, and the gradients for its calls."""
-    holds = last is not None and last.holds(optimizer, groups, on_device)
-    if last is not None and holds:
-        grads = last.calls.gradients()
-        if grads is not None:
-            return last, grads
-    if last is not None and holds and last.has_all():
+def _current(optimizer: Optimizer, groups: list[Group], on_device: bool, last: Plan | None) -> Plan:
+    """A plan that is right, the last one as far as it is, whose watch has looked."""
+    found = OTHER
+    if last is not None and last.holds(optimizer, groups, on_device):
+        found = last.calls.watch.look(optimizer.state)
+        if found == SAME:
+            return last
+        last.calls.watch.leave(changed=False)
+    numbers = {} if last is None else last.calls.known()
+    if last is not None and found == OTHER_GRADIENTS and last.has_all():
         plan = last
-        plan.calls = Calls(optimizer, plan, plan.calls.known())
+        plan.call(optimizer, numbers)
     else:
-        members = last.members if last is not None and holds else {}
-        numbers = {} if last is None else last.calls.known()
+        members = last.members if last is not None and found == OTHER_GRADIENTS else {}
         plan = Plan(optimizer, groups, on_device, members, numbers)
-    grads = plan.calls.gradients()
-    assert grads is not None, "the calls were made for these gradients"
-    return plan, grads
+    found = plan.calls.watch.look(optimizer.state)
+    assert found == SAME, "the calls were made for these tensors"
+    return plan
 
 
 def plan_of(optimizer: Optimizer) -> Plan | None:

@@ -13,7 +13,7 @@ from itertools import chain, combinations
 
 import torch
 
-from . import _addresses, _compile, _cpu
+from . import _compile, _cpu, _watch
 from ._backends import PACKAGE
 from ._members import constants
 
@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 def common() -> Iterator[_compile.Kernel]:
     """Of every algorithm, with all tensors in one of the `DTYPES` and at most two options or
     optional slots at once."""
-    yield _addresses.KERNEL
+    yield _watch.KERNEL
     for source in sorted(_compile.SOURCES.glob("[!_]*.c")):
         program = importlib.import_module(f"{PACKAGE}._programs.{source.stem}")
         flags = (*program.OPTIONAL_SLOTS, *program.OPTIONS)

@@ -11,7 +11,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .._slots import Group
@@ -25,10 +24,6 @@ if TYPE_CHECKING:
 PACKAGE = __package__.rpartition(".")[0]
 # Where Triton kernels run: of CPUs the interpreter, for tests.
 DEVICES = ("cuda", "xpu", "cpu")
-WITHOUT = "Operations of torch take its place, which are slower."
-
-# Members that one call updates, with their gradients.
-Pairs = list[tuple[Member, Tensor]]
 
 
 def is_on_host(device: torch.device) -> bool:
@@ -36,27 +31,33 @@ def is_on_host(device: torch.device) -> bool:
     return device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"
 
 
-def kernel_of(program: Any, pairs: Pairs) -> Any:
-    """The kernel that updates members like these. Raises Unavailable."""
-    member, grad = pairs[0]
+def kernel_of(program: Any, member: Member) -> Any:
+    """The kernel that updates members like this one. Raises Unavailable."""
     backend = _cpu if is_on_host(member.param.device) else _triton
-    return backend.kernel(program, member, grad)
+    return backend.kernel(program, member)
+
+
+def has_kernel(program: Any, member: Member) -> bool:
+    """Whether there is a kernel for members like this. Of what keeps one away it is said once."""
+    try:
+        kernel_of(program, member)
+    except _compile.Unavailable as reason:
+        _say_once(str(reason))
+        return False
+    return True
 
 
 def batch_of(
-    program: Any, pairs: Pairs, on_device: bool, numbers: Mapping[int, _triton.Known]
+    program: Any, members: list[Member], on_device: bool, numbers: Mapping[int, _triton.Known]
 ) -> Batch:
     """The batch of members that one call updates. Raises Unavailable."""
-    kernel = kernel_of(program, pairs)
-    members, grads = [member for member, _ in pairs], [grad for _, grad in pairs]
+    kernel = kernel_of(program, members[0])
     if is_on_host(members[0].param.device):
-        return _cpu.Batch(program, kernel, members, grads)
+        return _cpu.Batch(program, kernel, members)
     if on_device:
-        return _triton.Batch(
-            program, kernel, members, grads, _triton.DeviceNumbers(program, members)
-        )
+        return _triton.Batch(program, kernel, members, _triton.DeviceNumbers(program, members))
     known = _triton.HostNumbers(program, members, numbers)
-    return _triton.Batch(program, kernel, members, grads, known)
+    return _triton.Batch(program, kernel, members, known)
 
 
 def program_of(optimizer: Optimizer) -> Any:
@@ -86,6 +87,12 @@ def what_lacks_kernels(optimizer: Optimizer, group: Group) -> str:
     return ""
 
 
+def say_missing(what: str) -> None:
+    """Say once that there is no kernel for something."""
+    _say_once(f"There is no fused kernel for {what}.")
+
+
 @cache
-def say_once(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
+def _say_once(reason: str) -> None:
+    said = f"{reason} Operations of torch take its place, which are slower."
+    warnings.warn(said, stacklevel=2)

@@ -8,6 +8,7 @@ import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain, groupby
+from operator import mul
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from .._policy import DRAWS, scale_of
 from .._slots import Vector, is_shared
-from . import _addresses, _batch, _compile
-from ._addresses import address
+from . import _batch, _compile
 from ._members import Constants, Member
+from ._watch import address
 
 TYPES = {
     torch.float64: "F64",
@@ -46,7 +47,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class _Arguments(ctypes.Structure):
+class Arguments(ctypes.Structure):
     """`struct batch` of the kernels' header."""
 
     _fields_ = (
@@ -61,18 +62,19 @@ class _Arguments(ctypes.Structure):
         ("factor", ctypes.c_double),
         ("partial", ctypes.c_void_p),
         ("reduced", ctypes.c_void_p),
+        ("begin", ctypes.c_int64),
+        ("end", ctypes.c_int64),
     )
 
 
-def kernel(program: Any, member: Member, grad: Tensor) -> _compile.Function:
+def kernel(program: Any, member: Member) -> _compile.Function:
     """The function that updates members like this one.
 
     Raises:
         Unavailable: it cannot be compiled.
     """
-    _addresses.prepare()
     name = program.__name__.rpartition(".")[2]
-    return _compile.load(_compile.Kernel(name, spelled(member.constants(program, grad))))
+    return _compile.load(_compile.Kernel(name, spelled(member.constants(program))))
 
 
 def spelled(constants: Constants) -> tuple[tuple[str, str], ...]:
@@ -91,10 +93,8 @@ def spelled(constants: Constants) -> tuple[tuple[str, str], ...]:
 
 
 class Batch(_batch.Batch):
-    def __init__(
-        self, program: Any, function: _compile.Function, members: list[Member], grads: list[Tensor]
-    ) -> None:
-        super().__init__(members, grads)
+    def __init__(self, program: Any, function: _compile.Function, members: list[Member]) -> None:
+        super().__init__(members)
         self.program = program
         self.function = function
         self.sign = -1.0 if members[0].group["maximize"] else 1.0
@@ -103,29 +103,41 @@ class Batch(_batch.Batch):
         beside = (second, *map(scale_of, program.SLOTS))
         columns = [
             [address(m.flat) for m in members],
-            [0] * count,  # the gradients, written by each step
+            [0] * count,
             *(_places(members, name) for name in (*program.SLOTS, *beside)),
         ]
         self.addresses = _array(ctypes.c_uint64, chain.from_iterable(columns))
-        start = [*accumulate((m.param.numel() for m in members), initial=0)]
-        self.start = _array(ctypes.c_int64, start)
-        self.threads = 1 + start[-1] // ELEMENTS_PER_THREAD
+        self.gradients = (ctypes.c_uint64 * count).from_buffer(self.addresses, 8 * count)
+        self.numels = [m.param.numel() for m in members]
+        self.start: Any = (ctypes.c_int64 * (count + 1))()
         self.cells = [_Cells([m.slots[name] for m in members]) for name in program.SCALAR_SLOTS]
         self.streams = _array(ctypes.c_uint64, [m.stream for m in members])
-        self.arguments = _Arguments(
+        self.arguments = Arguments(
             count=count,
             start=ctypes.addressof(self.start),
             address=ctypes.addressof(self.addresses),
             stream=ctypes.addressof(self.streams),
         )
+        self._count(bytes(count))
         if program.REDUCTIONS:
             # No more than a term of each tensor is smaller than the others.
-            terms = start[-1] // ELEMENTS_PER_TERM + count + 1
+            terms = sum(self.numels) // ELEMENTS_PER_TERM + count + 1
             self.partial = (ctypes.c_double * (terms * max(program.REDUCTIONS)))()
-            self.reduced = (ctypes.c_double * (count * sum(program.REDUCTIONS)))()
+            self.numbers_of_each = (ctypes.c_double * (count * sum(program.REDUCTIONS)))()
             self.arguments.partial = ctypes.addressof(self.partial)
-            self.arguments.reduced = ctypes.addressof(self.reduced)
+            self.arguments.reduced = ctypes.addressof(self.numbers_of_each)
+        self.rows: Any = (ctypes.c_int64 * count)()
+        self.arguments.row = ctypes.addressof(self.rows)
+        # What is in the arrays of rows and of the table.
+        self.placed: list[int] = []
+        self.written: list[tuple[float, ...]] = []
         self._number([cells.read() for cells in self.cells])
+
+    def _count(self, present: bytes) -> None:
+        """Cut the elements of members that are there into tensors; the others have none."""
+        self.counted = present
+        self.start[1:] = list(accumulate(map(mul, self.numels, present)))
+        self.threads = 1 + self.start[-1] // ELEMENTS_PER_THREAD
 
     def _number(self, seen: list[bytes]) -> None:
         """Give each member its row of the table, by the bytes of its scalar slots."""
@@ -133,28 +145,45 @@ class Batch(_batch.Batch):
         values = zip(*(array("f", column) for column in seen), strict=True)
         scalars = list(values) if seen else [()] * len(self.members)
         self.numbers = _batch.Numbers(self.program, self.members, scalars)
-        self.rows = _array(ctypes.c_int64, self.numbers.rows)
-        size = len(self.numbers.scalars) * self.program.COLUMNS
-        self.table = (ctypes.c_double * size)()
-        self.written: list[tuple[float, ...]] = []
-        self.arguments.row = ctypes.addressof(self.rows)
-        self.arguments.table = ctypes.addressof(self.table)
 
-    def call(
-        self, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None
-    ) -> None:
-        _addresses.write(grads, self.addresses, len(grads))
+    @property
+    def reduced(self) -> Tensor:
+        flat = torch.frombuffer(self.numbers_of_each, dtype=torch.float64)
+        return flat.view(len(self.members), -1)
+
+    def _write(self, rows: list[int], table: list[tuple[float, ...]]) -> None:
+        """Let the kernel read these."""
+        if rows is not self.placed:
+            self.rows[:] = rows
+            self.placed = rows
+        if table != self.written:
+            if len(table) != len(self.written):
+                self.table = (ctypes.c_double * (len(table) * self.program.COLUMNS))()
+                self.arguments.table = ctypes.addressof(self.table)
+            self.table[:] = list(chain.from_iterable(table))
+            self.written = table
+
+    def calls(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> Iterator[None]:
         seen = [cells.read() for cells in self.cells]
         if seen != self.seen:  # somebody else has written to them
             self._number(seen)
-        table = self.numbers.advance()
-        if table != self.written:
-            self.table[:] = list(chain.from_iterable(table))
-            self.written = table
+        present = bytes(self.present)
+        if present != self.counted:
+            self._count(present)
         arguments = self.arguments
         arguments.threads = 1 if _is_forked else min(torch.get_num_threads(), self.threads)
         arguments.draw = int(self.members[0].group.get(DRAWS, 0))
         arguments.factor = self.sign if grad_scale is None else self.sign / grad_scale.item()
+        rows = self.numbers.rows
+        self._write(rows, self.numbers.advance(present))
+        arguments.begin = 0
+        for end, _ in self.program.BARRIERS:
+            arguments.end = end
+            self.function(ctypes.byref(arguments))
+            _batch.launches += 1
+            yield
+            arguments.begin = end
+        arguments.end = 0
         self.function(ctypes.byref(arguments))
         _batch.launches += 1
         for index, cells in enumerate(self.cells):

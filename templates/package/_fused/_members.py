@@ -1,16 +1,10 @@
-"""Parameters with their slots as kernels take them, and whether they still are what they were.
-
-Nothing tells an optimizer that a tensor has been given other memory, so each step looks at every
-one of them: by lists, and without hashing, which costs more than to look.
-"""
+"""Parameters with their slots as kernels take them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import is_, itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +13,7 @@ from torch import Tensor
 from .. import _policy, _precision
 from .._policy import Policy
 from .._slots import Group
-from ._addresses import room, write
+from ._watch import description
 
 if TYPE_CHECKING:
     from .._optimizer import Optimizer
@@ -38,7 +32,10 @@ class Member:
     """A parameter with its slots by name, those that do not exist left out. `flat` is what a kernel
     takes for the parameter: itself, or a dense copy where it has gaps or overlaps. Under a policy
     of precision `slots` has the second tensor of the parameter, and scales, and `stream` is the key
-    of its random bits. Members of one `kind` may share a call."""
+    of its random bits. Members of one `kind` may share a call.
+
+    Of the last gradient there are the dtype, a description, and whether kernels take a copy of it.
+    A call may leave out a member that `may_rest`, where its gradient is missing."""
 
     group: Group
     param: Tensor
@@ -48,6 +45,16 @@ class Member:
     policy: Policy | None = None
     stream: int = 0
     kind: Hashable = None
+    grad_dtype: torch.dtype = torch.float32
+    grad_like: Hashable = None
+    is_relaid: bool = False
+    may_rest: bool = False
+
+    def takes(self, grad: Tensor) -> None:
+        """Let gradients be like this one."""
+        self.grad_dtype = grad.dtype
+        self.grad_like = description(grad)
+        self.is_relaid = not lies_as(grad, self.flat)
 
     def given(self, program: Any) -> tuple[Any, ...]:
         """The inputs of the scalar program that are not slots."""
@@ -67,18 +74,16 @@ class Member:
             tuple(self.group[name] for name in program.OPTIONS),
             self.group["maximize"],
             self.roundings(),
-            # Each group counts its own steps.
-            None if self.policy is None else id(self.group),
         )
 
     def roundings(self) -> tuple[str, str]:
         """How the parameter is stored, and how slots are rounded."""
         return _policy.NEAREST if self.policy is None else self.policy.roundings(self.param)
 
-    def constants(self, program: Any, grad: Tensor) -> Constants:
+    def constants(self, program: Any) -> Constants:
         """The same by the names of the kernel's constants."""
         dtypes = {name: slot.dtype for name, slot in self.slots.items()}
-        dtypes |= {"param": self.param.dtype, "grad": grad.dtype}
+        dtypes |= {"param": self.param.dtype, "grad": self.grad_dtype}
         options = [name for name in program.OPTIONS if self.group[name]]
         return constants(program, dtypes, [*self.slots, *options], self.roundings())
 
@@ -126,7 +131,7 @@ def member_of(optimizer: Optimizer, group: Group, param: Tensor, stream: int) ->
     is the key of its random bits."""
     state = optimizer._initialise(group, param)
     policy = _policy.of(group, param)
-    flat = param if is_dense(param) else torch.empty_like(param)
+    flat = flat_of(param)
     slots: dict[str, Tensor] = {}
     unset: list[str] = []
     for slot in optimizer.slots:
@@ -155,6 +160,11 @@ def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill their memory, as they are."""
     dense = torch.empty_like(tensor, device="meta").stride() == tensor.stride()
     return dense and not tensor.is_neg()
+
+
+def flat_of(tensor: Tensor) -> Tensor:
+    """What a kernel takes for a tensor: itself, or room for a dense copy of it."""
+    return tensor if is_dense(tensor) else torch.empty_like(tensor)
 
 
 def lies_as(tensor: Tensor, flat: Tensor) -> bool:
@@ -219,95 +229,3 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     steps = ((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.data_ptr()
     return start, start + (sum(steps) + 1) * tensor.element_size()
-
-
-# Tensors that stay the same
-
-
-def likeness_test(tensors: Sequence[Tensor]) -> Callable[..., bool]:
-    """A test of as many tensors: true if all have the types, devices, dtypes, sizes and strides
-    that these have, and none comes twice where none did."""
-    # Torch's test wants tensors that are not each other.
-    if tensors and len({*map(id, tensors)}) == len(tensors):
-        with suppress(ImportError):  # it is torch's own, and may go
-            from torch._C._dynamo.guards import TensorGuards
-
-            guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-            test: Callable[..., bool] = guards.check
-            return test
-    properties = list(map(_properties, tensors))
-    return lambda *others: list(map(_properties, others)) == properties
-
-
-def _properties(tensor: Any) -> Any:
-    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
-        return None
-    return (
-        *(type(tensor), tensor.device, tensor.dtype, tensor.shape, tensor.stride()),
-        *(tensor.is_neg(), tensor.is_inference()),
-    )
-
-
-class Watch:
-    """Parameters and slots, where groups and state had them and where they lay in memory."""
-
-    def __init__(
-        self,
-        state: Mapping[Tensor, dict[str, Any]],
-        groups: list[Group],
-        members: list[Member],
-        scalar_slots: Collection[str],
-    ) -> None:
-        self.groups = [(group, list(group["params"])) for group in groups]
-        self.owners = list(state)
-        self.entries = list(state.values())
-        self.params = [m.param for m in members]
-        # For each slot the entries of the state that have it.
-        self.slots: dict[str, list[dict[str, Any]]] = {}
-        self.scalar_slots: dict[str, list[dict[str, Any]]] = {}
-        for each in members:
-            for name in each.slots:
-                if name not in each.unset:
-                    slots = self.scalar_slots if name in scalar_slots else self.slots
-                    slots.setdefault(name, []).append(state[each.param])
-        tensors = [*self.params, *_found(self.slots)]
-        # Scalar slots keep their memory as long as the plan: it is enough that they are the same.
-        self.scalars = _found(self.scalar_slots)
-        self.are_like = likeness_test(tensors)
-        self.places = room(len(tensors) + len(self.scalars))
-        self._look(tensors)
-        self.seen = bytes(self.places)
-
-    def _look(self, tensors: list[Tensor]) -> None:
-        write(tensors, self.places)
-        write(self.scalars, self.places, len(tensors))
-
-    def holds(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
-        """Whether all of them are there yet, as they were and where they were."""
-        try:
-            tensors = [*self.params, *_found(self.slots)]
-            scalars = _found(self.scalar_slots)
-        except KeyError:
-            return False
-        if not (
-            all(same(group["params"], params) for group, params in self.groups)
-            and same(state, self.owners)
-            and same(state.values(), self.entries)
-            and same(scalars, self.scalars)
-            and self.are_like(*tensors)
-        ):
-            return False
-        self._look(tensors)
-        return bytes(self.places) == self.seen
-
-
-def _found(slots: Mapping[str, list[dict[str, Any]]]) -> list[Tensor]:
-    tensors: list[Tensor] = []
-    for name, entries in slots.items():
-        tensors += map(itemgetter(name), entries)
-    return tensors
-
-
-def same(found: Collection[Any], expected: Collection[Any]) -> bool:
-    """Whether two collections have the same objects in the same order."""
-    return len(found) == len(expected) and all(map(is_, found, expected))

@@ -7,7 +7,7 @@ Both stay on the device; a step writes only what has changed since the last one.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -20,8 +20,8 @@ from torch import Tensor
 from .._policy import DRAWS, needs_bits, scale_of
 from .._tensors import number
 from . import _batch
-from ._addresses import address
 from ._members import Constants, Member
+from ._watch import address
 
 # 8 elements per thread: 128-bit accesses in 16-bit types too, and no spilled registers in any.
 BLOCK = 1024
@@ -42,11 +42,11 @@ class Kernel:
     constants: dict[str, Any]
 
 
-def kernel(program: Any, member: Member, grad: Tensor) -> Kernel:
+def kernel(program: Any, member: Member) -> Kernel:
     """The kernel that updates members like this one."""
     package, _, name = program.__name__.rpartition("._programs.")
     module = importlib.import_module(f"{package}._triton.{name}")
-    given = member.constants(program, grad)
+    given = member.constants(program)
     return Kernel(module, constants(module.tl, given, member.group["maximize"]))
 
 
@@ -73,13 +73,13 @@ class Batch(_batch.Batch):
         program: Any,
         kernel: Kernel,
         members: list[Member],
-        grads: list[Tensor],
         numbers: HostNumbers | DeviceNumbers,
     ) -> None:
-        super().__init__(members, grads)
+        super().__init__(members)
+        self.program = program
         self.kernel = kernel
         self.numbers = numbers
-        self.grads: list[int] = []
+        self.placed: list[int] = []
         device = members[0].param.device
         numels = [m.param.numel() for m in members]
         chunks = [max(1, -(-numel // BLOCK)) for numel in numels]
@@ -123,14 +123,16 @@ class Batch(_batch.Batch):
     def table(self) -> Tensor:
         return self.numbers.table
 
-    def call(
-        self, grads: list[Tensor], grad_scale: Tensor | None, found_inf: Tensor | None
-    ) -> None:
+    @property
+    def reduced(self) -> Tensor:
+        return self.scratch[1].view(len(self.members), -1)
+
+    def calls(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> Iterator[None]:
         module, device = self.kernel.module, self.tensors.device
-        addresses = list(map(address, grads))
-        if addresses != self.grads:
+        addresses = list(self.gradients)
+        if addresses != self.placed:
             _upload(addresses, self.tensors[GRAD])
-            self.grads = addresses
+            self.placed = addresses
         with _on(device):
             self.numbers.fill(module, self.tensors)
             count = len(self.members)
@@ -144,9 +146,14 @@ class Batch(_batch.Batch):
                 self._draw(),
                 *self.scratch,
             )
-            for stage, total in module.STAGES if self.scratch else ():
+        barriers = [end for end, _ in self.program.BARRIERS]
+        for done, (stage, total) in enumerate(module.STAGES if self.scratch else (), start=1):
+            with _on(device):
                 _launch(stage, len(self.chunks), *arguments, **self.kernel.constants)
                 _launch(total, count, self.tensors, count, *self.scratch, BLOCK=BLOCK)
+            if done in barriers:
+                yield
+        with _on(device):
             _launch(module.update, len(self.chunks), *arguments, **self.kernel.constants)
         if _is_capturing(device):
             _captured.append(self)

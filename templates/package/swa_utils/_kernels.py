@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
 from .._fused._backends import (
-    WITHOUT,
     batch_of,
+    has_kernel,
     program_of,
-    say_once,
+    say_missing,
     what_lacks_kernels,
 )
-from .._fused._compile import Unavailable
-from .._fused._members import Member, is_dense, likeness_test
+from .._fused._members import Member, flat_of
+from .._fused._watch import likeness_test
 from .._slots import Group
 from .._tensors import as_real
 from ._average import Average, batches
@@ -28,13 +28,11 @@ class _Update:
     gradients."""
 
     def __init__(
-        self, program: Any, group: Group, averages: list[Tensor], params: list[Tensor]
+        self, program: Any, group: Group, members: list[Member], params: list[Tensor]
     ) -> None:
         self.group = group
-        members = [Member(group, a, _dense(a), {}) for a in averages]
-        on_device = isinstance(group["n"], Tensor)
-        pairs = list(zip(members, params, strict=True))
-        self.batch = batch_of(program, pairs, on_device, {})
+        self.batch = batch_of(program, members, isinstance(group["n"], Tensor), {})
+        averages = [member.param for member in members]
         self.are_like = likeness_test([*averages, *params])
         self.places = _places(averages)
 
@@ -44,7 +42,8 @@ class _Update:
 
     def run(self, group: Group, averages: list[Tensor], params: list[Tensor]) -> None:
         self.group.update(group)
-        self.batch.run(params, None, None)
+        self.batch.take(params)
+        self.batch.run(None, None, params)
         increment_version([a for a in averages if not a.is_inference()])
 
 
@@ -101,22 +100,20 @@ def _update_of(
     asked: Any = average
     what = what_lacks_kernels(asked, {"params": averages})
     if what:
-        say_once(f"There is no fused kernel for {what}. {WITHOUT}")
+        say_missing(what)
         return None
-    try:
-        return _Update(program_of(asked), group, averages, params)
-    except Unavailable as reason:
-        say_once(f"{reason} {WITHOUT}")
+    program = program_of(asked)
+    members = [Member(group, average, flat_of(average), {}) for average in averages]
+    for member, param in zip(members, params, strict=True):
+        member.takes(param)
+    if not has_kernel(program, members[0]):
         return None
+    return _Update(program, group, members, params)
 
 
 def _parts(average: Average, tensors: list[Tensor]) -> list[Tensor]:
     """Tensors whose elements are those of a kernel; complex ones are left as they are otherwise."""
     return [as_real(t) if t.is_complex() and average.separable else t for t in tensors]
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor if is_dense(tensor) else torch.empty_like(tensor)
 
 
 def _places(tensors: list[Tensor]) -> list[int]:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 import generated
-from generated import _tensors
+from generated import _policy, _precision, _tensors
 from optdsl import interpret, pipeline
 from optdsl.ir import Assign, If, Let, Ref, Role
 from optdsl.ops import Kind
+from tests import policies
 from tests import reference as for_loop
 
 SPECS: dict[str, Any] = {unit.name: unit for unit in pipeline.shipped_library().units}
@@ -54,6 +55,8 @@ LIMITS = {
     ("ASGD", "ax"): PARAM_ULPS,
     # What is added has two more roundings than a gradient: its decay, and the rate of its tensor.
     ("LARS", "momentum_buffer"): 8,
+    # What is added is a sum that has been divided.
+    ("SNGM", "momentum_buffer"): 8,
 }
 # In float64 the sixth step of RAdam is sensitive to beta2 ** step, which libraries round in two
 # ways. A unit of it, 2 ** -53, is 12 / (1 - beta2 ** 6) ** 2 times as much of rho_t, and three
@@ -105,24 +108,73 @@ def values(given: Any) -> Any:
     return tuple(map(values, given)) if isinstance(given, tuple) else _tensors.number(given)
 
 
-def reference(spec: Any, group: dict[str, Any], param: Tensor, state: dict[str, Tensor]) -> Any:
-    """What one step must give: the parameter and its slots, in float64. A scalar slot is a float32
-    on the device, whatever the parameter is: the one thing here that is rounded."""
-    assert param.grad is not None
-    grad = as_array(param.grad)
+def read(
+    group: dict[str, Any], param: Tensor, state: dict[str, Any]
+) -> dict[str, tuple[Tensor, Array | float]]:
+    """What a parameter, under the name `param`, and its slots stand for, in the dtype in whose last
+    place errors are counted; and where one is rounded at random, how far its neighbours are."""
+    param = param.detach()
+    if _policy.of(group, param) is None:
+        return {key: (value, 0.0) for key, value in {"param": param, **state}.items()}
+    wide = {"param": policies.read(param, state), **policies.read_slots(state)}
+    found: dict[str, tuple[Tensor, Array | float]] = {}
+    for key, value in wide.items():
+        stored = param if key == "param" else state[key]
+        own = group.get("rounding") if key == "param" else group.get("state_dtype")
+        if f"{key}_scale" in state:
+            found[key] = value, distances_of_codes(stored, state[f"{key}_scale"])
+        elif stored.dtype.itemsize == 2 and own in ("stochastic", torch.bfloat16):
+            found[key] = value, unit(stored.dtype, as_array(stored))
+        elif key == "param" and state.keys() & {_policy.REMAINDER, _policy.MASTER}:
+            found[key] = value, 0.0
+        else:
+            found[key] = stored, 0.0
+    return found
+
+
+def distances_of_codes(codes: Tensor, scales: Tensor) -> Array:
+    """How far the neighbours of dense numbers in 8 bits are, the one that is farther."""
+    signed = (scales < 0).repeat_interleave(_precision.BLOCK)[: codes.numel()]
+    most = torch.where(signed, 0x7F, 0xFF)
+    size = codes.int() & most
+    others = ((size + move).clamp_min(0).minimum(most) | codes & ~most for move in (-1, 1))
+    here = _precision.decode(codes, scales)
+    away = [(_precision.decode(c.to(torch.uint8), scales) - here).abs() for c in others]
+    return as_array(torch.maximum(*away))
+
+
+# A parameter's group, its gradient, and what its step begins with.
+Given = tuple[dict[str, Any], Array, dict[str, Array]]
+
+
+def reference(spec: Any, members: list[Given]) -> list[dict[str, Array]]:
+    """What one step of these parameters, which are all, must give: each with its slots, in float64.
+    A scalar slot is a float32 on the device, whatever the parameter is: the one thing here that is
+    rounded."""
+    every = [names_of(spec, *member) for member in members]
+    interpret.run_all(tuple(with_operands(spec.body)), every)
+    return [
+        {
+            key: np.asarray(names[key], np.float64)
+            for key in ("param", *(s.name for s in spec.states if names[s.name] is not None))
+        }
+        for names in every
+    ]
+
+
+def names_of(spec: Any, group: dict[str, Any], grad: Array, given: dict[str, Array]) -> Stored:
+    """What a parameter's update begins with."""
     names = Stored(spec)
-    names.update(interpret.properties(as_array(param)))
+    names.update(interpret.properties(given["param"]))
     names.update(hyperparameters(group))
     for hyper in spec.hypers:
         if hyper.components:
             names.update(zip(hyper.components, names[hyper.name], strict=True))
-    names.update(param=as_array(param), grad=-grad if group["maximize"] else grad)
-    given = {s.name: as_array(state[s.name]) for s in spec.states if s.name in state}
+    names.update(param=given["param"], grad=-grad if group["maximize"] else grad)
     for slot in spec.states:
-        names[slot.name] = given.get(slot.name) if given else interpret.initial(slot, names)
-    interpret.run(tuple(with_operands(spec.body)), names)
-    slots = {s.name: names[s.name] for s in spec.states if names[s.name] is not None}
-    return names["param"], slots
+        is_first = given.keys() == {"param"}
+        names[slot.name] = interpret.initial(slot, names) if is_first else given.get(slot.name)
+    return names
 
 
 OPERAND = "operand of a scalar slot"
@@ -153,16 +205,20 @@ def with_operands(body: tuple[Any, ...]) -> Iterator[Any]:
                 yield stmt
 
 
-def ulps(actual: Tensor, expected: Array, before: Array) -> Array:
+def ulps(actual: Tensor, expected: Array, before: Array, away: Array | float = 0.0) -> Array:
     """Errors in units of the last place of the dtype, taken where the old and the new value
     together are: no sum is better than its terms. Narrow dtypes are held against the rounded
-    reference."""
-    info = torch.finfo(actual.dtype)
+    reference. What is rounded at random may be as far `away` as its neighbours are."""
     if actual.dtype.itemsize == 2:
         expected = rounded(expected, actual.dtype)
-    scale = np.maximum(np.abs(expected) + np.abs(before), info.tiny)
-    unit = info.eps * 2.0 ** np.floor(np.log2(scale))
-    return np.abs(as_array(actual) - expected) / unit
+    errors = np.maximum(np.abs(as_array(actual) - expected) - away, 0)
+    return errors / unit(actual.dtype, np.abs(expected) + np.abs(before))
+
+
+def unit(dtype: torch.dtype, values: Array) -> Array:
+    """The last place of numbers of a dtype."""
+    info = torch.finfo(dtype)
+    return info.eps * 2.0 ** np.floor(np.log2(np.maximum(np.abs(values), info.tiny)))
 
 
 def rounded(values: Array, dtype: torch.dtype) -> Array:
@@ -172,43 +228,49 @@ def rounded(values: Array, dtype: torch.dtype) -> Array:
     return np.ldexp(np.rint(np.ldexp(mantissa, digits)), exponent - digits)
 
 
-def undecided(name: str, group: dict[str, Any], param: Tensor, state: dict[str, Tensor]) -> Array:
+def undecided(name: str, group: dict[str, Any], grad: Array, given: dict[str, Array]) -> Array:
     """Elements where a rounding decides the result: the sign of a sum whose terms cancel."""
     if name != "Lion":
-        return np.zeros(tuple(param.shape), bool)
-    assert param.grad is not None
-    grad = as_array(param.grad)
-    old = as_array(state["exp_avg"]) if "exp_avg" in state else np.zeros_like(grad)
+        return np.zeros(np.shape(grad), bool)
+    old = given.get("exp_avg", np.zeros_like(grad))
     weight = 1 - hyperparameters(group)["betas"][0]
     terms = np.abs(old * (1 - weight)) + np.abs(weight * grad)
     direction = old * (1 - weight) + weight * (-grad if group["maximize"] else grad)
     return np.abs(direction) <= 2.0**-20 * terms
 
 
-def step_and_compare(name: str, optimizer: Any) -> dict[str, float]:
+# The largest errors of a parameter or slot, by its name and the dtype whose units they are in.
+Errors = dict[tuple[str, torch.dtype], float]
+
+
+def step_and_compare(name: str, optimizer: Any) -> Errors:
     """One step, from the state as it is. The largest error of each of the parameters and slots."""
-    before = []
+    before: list[tuple[Tensor, Given]] = []
     for group in optimizer.param_groups:
         for param in group["params"]:
             if param.grad is None:
                 continue
-            state = optimizer.state.get(param, {})
-            old = {"param": as_array(param)} | {k: as_array(v) for k, v in state.items()}
-            skip = undecided(name, group, param, state)
-            before.append((param, reference(SPECS[name], group, param, state), old, skip))
+            if _policy.of(group, param) is not None:
+                optimizer._initialise(group, param)  # first values are stored, and rounded
+            held = read(group, param, optimizer.state.get(param, {}))
+            given = {k: as_array(v) for k, (v, _) in held.items()}
+            before.append((param, (group, as_array(param.grad), given)))
+    results = reference(SPECS[name], [member for _, member in before])
     optimizer.step()
-    worst: dict[str, float] = {}
-    for param, (value, slots), old, skip in before:
-        state = optimizer.state[param]
-        assert set(state) == set(slots)
-        for key, expected in {"param": value, **slots}.items():
-            actual = param if key == "param" else state[key]
-            expected = np.asarray(expected, np.float64)
-            assert actual.shape == expected.shape
-            errors = ulps(actual, expected, old.get(key, np.zeros_like(expected)))
+    worst: Errors = {}
+    for (param, (group, grad, old)), expected in zip(before, results, strict=True):
+        skip = undecided(name, group, grad, old)
+        found = read(group, param, optimizer.state[param])
+        assert found.keys() == expected.keys()
+        for key, (actual, away) in found.items():
+            assert actual.shape == expected[key].shape
+            past = old.get(key, np.zeros_like(expected[key]))
+            errors = ulps(actual, expected[key], past, away)
             if key == "param":
                 errors = errors[~skip]
-            worst[key] = max(worst.get(key, 0.0), float(np.max(errors, initial=0.0)))
+            assert not np.isnan(errors).any(), key
+            kind = key, actual.dtype
+            worst[kind] = max(worst.get(kind, 0.0), float(np.max(errors, initial=0.0)))
     return worst
 
 
@@ -227,7 +289,7 @@ def optimizer(name: str, dtype: torch.dtype, **arguments: Any) -> tuple[Any, tup
     return getattr(generated, name)(groups, **{"lr": lr, **arguments}, fused=True), (0, 0, 1)
 
 
-def step_with_new_gradients(name: str, optimizer: Any, shifts: tuple[int, ...]) -> dict[str, float]:
+def step_with_new_gradients(name: str, optimizer: Any, shifts: tuple[int, ...]) -> Errors:
     """One step, compared with the reference."""
     for group, shift in zip(optimizer.param_groups, shifts, strict=True):
         give_gradients(group["params"], shift)

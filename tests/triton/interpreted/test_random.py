@@ -22,7 +22,7 @@ from optdsl.parse import parse
 from optdsl.resolve import resolve
 from optdsl.source import Source
 from optdsl.targets import program, triton
-from tests.random_specs import NESTED, SMOOTH, updates
+from tests.random_specs import NESTED, SMOOTH, spec_of, updates
 
 # One chunk, several with a part of one, none.
 SIZES = (37, 2500, 0)
@@ -101,30 +101,21 @@ def test_random_updates(folder: Path, text: str, flag: bool, capturable: bool) -
     check(text, flag, capturable, folder)
 
 
-NAMES = """
-optimizer Random {
-    hyper c = 0.3
-    hyper d = 0.7
-    option flag = false
-    state step = 0
-    state a = zeros_like(param)
-    state b = full_like(param, c)
-    update {
-        step += 1
-        let offset = 0.5 * grad
-        let mask = offset + a
-        let a_at = mask * c
-        let BLOCK = a_at + d
-        let COUNT = 1 - c ** step
-        if flag {
-            let chunk = mask + b
-            a = chunk
-        }
-        a = BLOCK * COUNT + b
-        descend d * a
+NAMES = spec_of(
+    """
+    let offset = 0.5 * grad
+    let mask = offset + a
+    let a_at = mask * c
+    let BLOCK = a_at + d
+    let COUNT = 1 - c ** step
+    if flag {
+        let chunk = mask + b
+        a = chunk
     }
-}
-"""
+    a = BLOCK * COUNT + b
+    """,
+    "d * a",
+)
 
 
 def test_names_that_the_template_uses_are_free_for_authors(folder: Path) -> None:
@@ -132,21 +123,6 @@ def test_names_that_the_template_uses_are_free_for_authors(folder: Path) -> None
     check(NAMES, False, True, folder)
 
 
-NUMBER = """
-optimizer Random {
-    hyper c = 0.3
-    hyper d = 0.7
-    option flag = false
-    state step = 0
-    state a = zeros_like(param)
-    state b = full_like(param, c)
-    update {
-        step += 1
-        PLACE
-        descend d * a + 0 * b
-    }
-}
-"""
 # Triton takes a literal argument of a function as float32 or int32, and no two of them.
 PLACES = (
     "a = max(0.1, b) * min(grad, 0.3)",
@@ -176,7 +152,7 @@ PLACES = (
 def test_numbers_are_float64_wherever_they_stand(
     folder: Path, place: str, capturable: bool
 ) -> None:
-    check(NUMBER.replace("PLACE", place), capturable, capturable, folder, 1e-13)
+    check(spec_of(place), capturable, capturable, folder, 1e-13)
 
 
 @pytest.mark.slow

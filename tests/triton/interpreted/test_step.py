@@ -294,7 +294,7 @@ def test_wide_slots_of_narrow_parameters_stay_wide() -> None:
     for _ in range(3):
         oracle.give_gradients(params)
         worst = oracle.step_and_compare("Adam", optimizer)
-        assert worst.pop("param") <= 1
+        assert worst.pop(("param", torch.bfloat16)) <= 1
         assert max(worst.values()) <= 4
     assert optimizer.state[params[0]]["exp_avg"].dtype is torch.float32
 

@@ -1,0 +1,46 @@
+"""Updates that need numbers of all parameters: batches go on together, from barrier to barrier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ._batch import Batch
+
+# After how many passes there is one, and which numbers of each tensor become one: their places, and
+# by what.
+Barriers = tuple[tuple[int, tuple[tuple[int, str], ...]], ...]
+
+# What becomes of the terms of all tensors. For a norm a kernel leaves sums of squares.
+COMBINED: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": Tensor.sum,
+    "norm": lambda terms: terms.sum().sqrt(),
+    "max_abs": Tensor.max,
+    "dot": Tensor.sum,
+}
+
+
+def run(
+    barriers: Barriers,
+    batches: Sequence[Batch],
+    grad_scale: Tensor | None,
+    found_inf: Tensor | None,
+) -> None:
+    """Update the members of all batches, each of which has some gradients."""
+    walkers = [batch.phases(grad_scale, found_inf) for batch in batches]
+    for _, totals in barriers:
+        for walker in walkers:
+            next(walker)
+        columns = [batch.reduced for batch in batches]
+        for place, operator in totals:
+            # In the order of the members: the same terms give the same bits.
+            device = columns[0].device
+            terms = torch.cat([each[:, place].to(device) for each in columns])
+            total = COMBINED[operator](terms)
+            for each in columns:
+                each[:, place] = total
+    for walker in walkers:
+        for _ in walker:
+            raise AssertionError("there is no barrier behind the last one")
