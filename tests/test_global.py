@@ -26,6 +26,7 @@ from optdsl.parse import parse
 from optdsl.passes import barriers, for_kernels, name_totals, optimise
 from optdsl.resolve import resolve
 from optdsl.source import Source
+from optdsl.targets.program.kernel import kernel_of
 from tests.random_specs import SMOOTH, updates
 
 # AdamW whose gradients are clipped as `torch.nn.utils.clip_grad_norm_` does it, 1e-6 included.
@@ -75,13 +76,24 @@ optimizer Nested {
     }
 }
 """
+# What reduces numbers has no kernel.
+ODD = """
+optimizer Odd {
+    hyper lr = 0.1
+    hyper k = 2
+    update {
+        let lengths = all_sum(norm(grad)) + all_max_abs(grad)
+        descend lr / (1 + lengths + abs(all_dot(k, grad) + all_dot(grad, 3))) * grad
+    }
+}
+"""
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Both as a package of their own."""
+    """All as a package of their own."""
     root: Path = tmp_path_factory.mktemp("global")
-    (root / "specs.opt").write_text(CLIPPED + NESTED, encoding="utf-8")
+    (root / "specs.opt").write_text(CLIPPED + NESTED + ODD, encoding="utf-8")
     library = pipeline.load([root / "specs.opt"])
     build.write(build.plan(library, "optdsl build"), root / "global_totals")
     sys.path.insert(0, str(root))
@@ -92,7 +104,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 SPECS: dict[str, ir.Spec] = {}
-for unit in resolve([parse(Source("specs.opt", CLIPPED + NESTED))])[0]:
+for unit in resolve([parse(Source("specs.opt", CLIPPED + NESTED + ODD))])[0]:
     assert isinstance(unit, ir.Spec)
     SPECS[unit.name] = unit
 
@@ -194,6 +206,26 @@ def check_nested(package: Any, way: dict[str, Any], flags: tuple[bool, bool]) ->
     hypers = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     each = [hypers[0], hypers[0], *[hypers[1]] * 3]
     assert_equal(params, interpreted(SPECS["Nested"], each, 5), 1e-10)
+
+
+@every_way
+def test_reductions_of_numbers_follow_the_interpreter(package: Any, way: dict[str, Any]) -> None:
+    params = tensors(0)
+    optimizer = package.Odd(grouped(params, lr=0.3, k=-1.5), **way)
+    for step in range(3):
+        give(params, step)
+        optimizer.step()
+    each = [{"lr": 0.1, "k": 2.0}] * 2 + [{"lr": 0.3, "k": -1.5}] * 3
+    assert_equal(params, interpreted(SPECS["Odd"], each, 3), 1e-12)
+
+
+@pytest.mark.parametrize("number", ["all_sum(norm(grad))", "sum(norm(grad))", "norm(sum(grad))"])
+def test_what_reduces_numbers_has_no_kernel(number: str) -> None:
+    """One would reduce as many numbers as the tensor has elements."""
+    text = f"optimizer T {{\nupdate {{ descend grad / (1 + {number}) }}\n}}"
+    (spec,), _ = resolve([parse(Source("t.opt", text))])
+    assert isinstance(spec, ir.Spec)
+    assert kernel_of(spec) is None
 
 
 def test_the_interpreter_is_the_definition_written_out() -> None:
@@ -436,8 +468,39 @@ def test_a_group_that_is_recorded_takes_the_others_with_it(package: Any) -> None
 def test_nobody_has_a_gradient(package: Any) -> None:
     for way in WAYS:
         params = tensors(0)
-        package.Clipped(params, most=0.5, **way).step()
+        optimizer = package.Clipped(params, most=0.5, **way)
+        optimizer.step()
         assert all(map(torch.equal, params, tensors(0)))
+        give(params, 0)
+        optimizer.step()
+        moved_to = [p.clone() for p in params]
+        for param in params:
+            param.grad = None
+        optimizer.step()
+        assert all(map(torch.equal, params, moved_to))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_whoever_rests_leaves_no_trace_in_a_sum(package: Any, dtype: torch.dtype) -> None:
+    """An optimizer that has seen all gradients, and one that is made where some are missing, as
+    behind a checkpoint: the same bits."""
+    for seed in range(8):
+        results = []
+        for anew in (False, True):
+            params = [torch.zeros(n, dtype=dtype) for n in range(1, 30)]
+            generator = torch.Generator().manual_seed(seed)
+            optimizer = package.Clipped(params, most=0.5, fused=True)
+            for step in range(2):
+                for place, param in enumerate(params):
+                    grad = torch.randn(param.shape, generator=generator, dtype=dtype)
+                    param.grad = None if step and place % 3 == 1 else grad
+                if step and anew:
+                    saved = optimizer.state_dict()
+                    optimizer = package.Clipped(params, most=0.5, fused=True)
+                    optimizer.load_state_dict(saved)
+                optimizer.step()
+            results.append(params)
+        assert all(map(torch.equal, *results))
 
 
 def test_sparse_gradients_are_refused(package: Any) -> None:
@@ -473,6 +536,8 @@ def test_a_checkpoint_continues_where_it_was(package: Any) -> None:
 
 # One of two processes: its shards of three parameters, and what the same step makes of whole ones.
 PROCESS = """
+import itertools
+import os
 import sys
 import torch
 from torch.distributed import FileStore, destroy_process_group, init_process_group
@@ -480,15 +545,19 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_d
 import generated
 
 rank, store = int(sys.argv[1]), FileStore(sys.argv[2], 2)
+sys.path.insert(0, sys.argv[3])
+from global_totals import Odd
+
 init_process_group("gloo", store=store, rank=rank, world_size=2)
 mesh = init_device_mesh("cpu", (2,))
 laid = [((5, 3), [Shard(0)]), ((1,), [Shard(0)]), ((3, 2), [Replicate()])]
-for foreach in (False, True):
+made_with = (generated.SNGM, {"lr": 0.1, "weight_decay": 0.1}), (Odd, {})
+for (made, options), foreach in itertools.product(made_with, (False, True)):
+    options = {**options, "foreach": foreach}
     torch.manual_seed(0)
     whole = [torch.randn(shape, dtype=torch.float64) for shape, _ in laid]
     parts = [distribute_tensor(w.clone(), mesh, p) for w, (_, p) in zip(whole, laid)]
-    options = {"lr": 0.1, "weight_decay": 0.1, "foreach": foreach}
-    optimizers = generated.SNGM(whole, **options), generated.SNGM(parts, **options)
+    optimizers = made(whole, **options), made(parts, **options)
     for _ in range(3):
         for one, part, (_, placements) in zip(whole, parts, laid):
             one.grad = torch.randn(one.shape, dtype=torch.float64)
@@ -498,14 +567,21 @@ for foreach in (False, True):
     for one, part in zip(whole, parts):
         torch.testing.assert_close(part.full_tensor(), one, rtol=1e-12, atol=1e-12)
 destroy_process_group()
+# The end of the interpreter may meet a thread of gloo's, and is then an abort.
+os._exit(0)
 """
 
 
-def test_shards_of_a_parameter_make_its_part_of_a_total_together(tmp_path: Path) -> None:
+def test_shards_of_a_parameter_make_its_part_of_a_total_together(
+    package: Any, tmp_path: Path
+) -> None:
     """One process has no element of the second parameter, and both have all of the third."""
-    command = [sys.executable, "-c", PROCESS]
+    root = Path(package.__file__).parents[1]
     started = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(rank), str(tmp_path / "store"), str(root)],
+            stderr=subprocess.PIPE,
+        )
         for rank in range(2)
     ]
     said = [process.communicate()[1].decode() for process in started]
@@ -552,3 +628,17 @@ def test_sngm_is_the_papers(
         paper.step(flat(grads) + weight_decay * paper.w)
         optimizer.step()
         np.testing.assert_allclose(flat(params), paper.w, rtol=1e-12, atol=1e-12)
+
+
+@every_way
+def test_a_gradient_of_nan_is_seen_everywhere(
+    way: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody takes a step of unknown length."""
+    monkeypatch.setenv("OPTDSL_CACHE", str(tmp_path))
+    params = tensors(0)
+    give(params, 0)
+    assert params[1].grad is not None
+    params[1].grad[2] = torch.nan
+    generated.SNGM(params, **way).step()
+    assert all(bool(p.isnan().all()) for p in params)

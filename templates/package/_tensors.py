@@ -47,7 +47,19 @@ def full_like(param: Tensor, value: Any) -> Tensor:
 
 def max_abs(tensor: Tensor) -> Tensor:
     """The largest magnitude; 0 of an empty tensor."""
-    return tensor.abs().max() if tensor.numel() else tensor.new_zeros(())
+    magnitudes = tensor.abs()
+    if tensor.numel() and hasattr(magnitudes, "placements"):
+        return _largest_of_shards(magnitudes)
+    return magnitudes.max() if tensor.numel() else tensor.new_zeros(())
+
+
+def _largest_of_shards(tensor: Any) -> Tensor:
+    """The same of a DTensor: torch finds no largest element of a shard that has none."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    placements = [Partial("max") if p.is_shard() else p for p in tensor.placements]
+    local = max_abs(tensor.to_local())
+    return DTensor.from_local(local, tensor.device_mesh, placements, run_check=False)
 
 
 def dot(left: Tensor, right: Tensor) -> Tensor:

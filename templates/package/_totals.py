@@ -38,8 +38,11 @@ def max_abs(tensor: Tensor) -> Tensor:
     return _tensors.max_abs(tensor).to(_dtype(tensor))
 
 
-def dot(left: Tensor, right: Tensor) -> Tensor:
-    return (left.to(_dtype(left)) * right.to(_dtype(left))).sum()
+def dot(left: Any, right: Any) -> Tensor:
+    """One of the two may be a number."""
+    tensor = left if isinstance(left, Tensor) else right
+    wide = (x.to(_dtype(tensor)) if isinstance(x, Tensor) else x for x in (left, right))
+    return _tensors.dot(*wide)
 
 
 # What becomes of the terms of all parameters, which are elements of one tensor.

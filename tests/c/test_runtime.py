@@ -3,6 +3,7 @@ next one does what the for-loop does."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import gc
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import generated
 from generated import swa_utils
@@ -924,6 +926,106 @@ def test_what_a_class_says_is_its_gradient_is_taken(kind: Any) -> None:
     fused, loop = make("Adam", params, fused=True), make("Adam", values, foreach=False)
     for missing in ((), (1,), ()):
         step(fused, loop, missing, calls=1)
+
+
+def test_a_parameter_may_come_to_have_a_gradient_of_its_own() -> None:
+    """Its memory stays as it is, and torch's gradient is that of the step before."""
+    fused, loop = twins("Adam", shapes=((6,), (4,)))
+    step(fused, loop)
+    for optimizer in (fused, loop):
+        params_of(optimizer)[1].__class__ = Guarded
+    step(fused, loop)
+
+
+def test_a_state_may_have_an_order_of_its_own(ways: None) -> None:
+    fused, loop = twins("Adam")
+    for missing in ((), (1,), ()):
+        step(fused, loop, missing)
+        for optimizer in (fused, loop):
+            optimizer.state = collections.OrderedDict(optimizer.state)
+            optimizer.state.move_to_end(params_of(optimizer)[0])
+            optimizer.add_param_group({"params": [torch.ones(3)]})  # so that there is another plan
+
+
+class Spelled(dict[str, Any]):
+    """Its keys are not those that it is asked for."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key.upper())
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key.upper(), value)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return super().get(key.upper(), default)
+
+    def __ior__(self, other: Any) -> Any:
+        for key, value in other.items():
+            self[key] = value
+        return self
+
+
+def test_slots_are_those_that_an_entry_gives(ways: None) -> None:
+    fused, loop = twins("Adam", shapes=((6,), (4,)))
+    step(fused, loop)
+    entry = Spelled()
+    entry |= fused.state[params_of(fused)[0]]
+    fused.state[params_of(fused)[0]] = entry
+    for _ in range(2):
+        give(fused, loop)
+        fused.step()
+        loop.step()
+    torch.testing.assert_close(params_of(fused), params_of(loop))
+    assert entry["step"] == 3
+
+
+@pytest.mark.parametrize("number", [3, 3.0])
+def test_scalar_slots_may_be_numbers(number: float) -> None:
+    fused, loop = twins("Adam", shapes=((6,), (4,)))
+    step(fused, loop)
+    fused.state[params_of(fused)[0]]["step"] = number
+    loop.state[params_of(loop)[0]]["step"] = torch.tensor(3.0)
+    step(fused, loop)
+
+
+def in_a_transform(grad: Tensor) -> Tensor:
+    level = torch._C._functorch._grad_increment_nesting()
+    try:
+        return torch._C._functorch._wrap_for_grad(grad, level)
+    finally:
+        torch._C._functorch._grad_decrement_nesting()
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("made", [in_a_transform, lambda g: torch._efficientzerotensor(g.shape)])
+def test_gradients_without_memory_are_left_to_torch(
+    made: Callable[[Tensor], Tensor], first: bool
+) -> None:
+    fused, loop = twins("SGD", shapes=((6,), (4,)))
+    if not first:
+        step(fused, loop)
+    give(fused, loop)
+    for optimizer in (fused, loop):
+        param = params_of(optimizer)[0]
+        assert param.grad is not None
+        param.grad = made(param.grad)
+    with pytest.warns(UserWarning, match="no fused kernel for tensors without memory"):
+        fused.step()
+    loop.step()
+    assert_twins(fused, loop)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
+def test_slots_without_memory_are_refused() -> None:
+    fused, _ = twins("SGD")
+    give(fused)
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        pytest.raises(RuntimeError, match="momentum_buffer has no memory"),
+    ):
+        fused.step()
+    give(fused)
+    fused.step()
 
 
 def test_a_gradient_that_wraps_another_is_seen_to() -> None:

@@ -20,7 +20,6 @@ from optdsl.ir import (
     Hyper,
     Let,
     Ref,
-    Repeat,
     Role,
     Spec,
     Stage,
@@ -37,10 +36,8 @@ from optdsl.ir import (
     walk,
 )
 from optdsl.ops import OPS, Kind, Rule, Type
-from optdsl.passes.stages import numbers_and_elements
+from optdsl.passes.stages import is_elementwise, numbers_and_elements
 
-# What passes over the elements can compute.
-KINDS = frozenset(Kind) - {Kind.FACTORED, Kind.MATRIX}
 # Constants that kernels have whatever the spec: an option that is called so has no kernel.
 OWN_CONSTANTS = (
     *("COMPUTE", "MAXIMIZE", "GRAD_SCALE", "FOUND_INF", "ALIGNED", "VECTOR", "BLOCK"),
@@ -137,7 +134,12 @@ class Kernel:
 def kernel_of(spec: Spec) -> Kernel | None:
     """None for a derived optimizer, whose class inherits the base's kernel, and for one that a pass
     over the elements cannot compute."""
-    if spec.base is not None or spec.routine or not _is_elementwise(spec):
+    if spec.base is not None or spec.routine or not is_elementwise(spec):
+        return None
+    # A number that not every parameter has would need a table of its own.
+    if any(s.when is not None or s.integer for s in spec.states if s.kind is Kind.SCALAR):
+        return None
+    if not all(map(_given, _nodes(spec.body))):
         return None
     if spec.sparse.mode == "only":
         return None  # kernels read dense gradients
@@ -178,13 +180,6 @@ def has_constant(slot: str) -> str:
 
 def unset_name(slot: str) -> str:
     return f"unset_{slot}"
-
-
-def _is_elementwise(spec: Spec) -> bool:
-    # A number that not every parameter has would need a table of its own.
-    always = all(s.when is None and not s.integer for s in spec.states if s.kind is Kind.SCALAR)
-    simple = not any(isinstance(s, Repeat) for s in statements(spec.body))
-    return always and simple and all(e.kind in KINDS and _given(e) for e in _nodes(spec.body))
 
 
 def _given(node: Ref | Apply) -> bool:

@@ -2,7 +2,7 @@
 // are what they were and lie where they lay, and where the gradients are now.
 //
 // Python and torch are asked by functions that both show C. How they lay their objects out is not
-// known here: `_watch.py` has found the two places that are read without a function. Most of the
+// known here: `_watch.py` has found the three places that are read without a function. Most of the
 // time is a wait for memory. To fetch it ahead, which was tried, does not shorten it.
 
 #include <stdbool.h>
@@ -27,13 +27,15 @@ struct functions {
     cell *(*gradient)(cell implementation);
     void (*changed)(cell *);
     cell undefined;     // what a cell has that has no tensor
-    int64_t in_object;  // where Python's object of a tensor has its cell
+    int64_t of_class;   // where Python's object of a tensor has its class
+    int64_t in_object;  // and its cell
     int64_t of_keys;    // where an implementation says what kind of tensor it is
 };
 
 // A parameter or a slot.
 struct tensor {
     char *object;
+    void *kind;             // the class, which says what is its gradient
     void *name;             // of a slot in the parameter's entry of the state
     const int64_t *layout;  // what `describe` has said
     void *address;
@@ -135,6 +137,8 @@ static bool is_like(const struct functions *ask, cell *tensor, const int64_t *wo
 static bool is_same(const struct functions *ask, const struct tensor *tensor, void *entry)
 {
     if (tensor->name && ask->dict_item(entry, tensor->name) != tensor->object)
+        return false;
+    if (*(void **)(tensor->object + ask->of_class) != tensor->kind)
         return false;
     cell *found = cell_of(ask, tensor->object);
     void *address;

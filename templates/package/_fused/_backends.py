@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .._slots import Group
@@ -82,9 +83,20 @@ def what_lacks_kernels(optimizer: Optimizer, group: Group) -> str:
     others = sorted(d.type for d in devices if not is_on_host(d) and d.type not in DEVICES)
     if others:
         return f"tensors on {', '.join(others)}"
+    if not all(map(has_memory, tensors)):
+        return "tensors without memory"
     if not all(map(is_on_host, devices)) and importlib.util.find_spec("triton") is None:
         return "an environment without triton"
     return ""
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the elements of a strided tensor are where a kernel would read them, as those of a
+    transform's or of a `FakeTensor` are not. It is not asked of other layouts."""
+    try:
+        return tensor.layout is not torch.strided or not tensor.numel() or tensor.data_ptr() != 0
+    except RuntimeError:
+        return False
 
 
 def say_missing(what: str) -> None:

@@ -238,10 +238,14 @@ def gather(state: Any, members: Sequence[Member], name: str) -> None:
 
 
 def _places(members: Sequence[Member], name: str) -> list[int]:
-    """The addresses of a slot, which all members have or none."""
+    """The addresses of a slot, which all members have or none. Raises RuntimeError where one has
+    no memory, as what is made in a `FakeTensorMode`."""
     if name not in members[0].slots:
         return [0] * len(members)
-    return [address(m.slots[name]) for m in members]
+    places = [address(m.slots[name]) for m in members]
+    if any(not place and m.slots[name].numel() for place, m in zip(places, members, strict=True)):
+        raise RuntimeError(f"{name} has no memory.")
+    return places
 
 
 def _array(kind: Any, values: Iterable[int]) -> Any:

@@ -142,7 +142,7 @@ def member_of(optimizer: Optimizer, group: Group, param: Tensor, stream: int) ->
             unset += fresh
             slots |= fresh
         elif slot.scalar:
-            slots[slot.name] = state[slot.name].to(param.device, torch.float32)
+            slots[slot.name] = torch.as_tensor(state[slot.name]).to(param.device, torch.float32)
             state[slot.name] = slots[slot.name]
         else:
             slots |= _slots_like(state, slot.name, flat)

@@ -16,6 +16,7 @@ from . import _barriers, _cpu, _triton
 from ._backends import (
     batch_of,
     has_kernel,
+    has_memory,
     is_on_host,
     program_of,
     say_missing,
@@ -95,7 +96,9 @@ class Plan:
     def has_all(self) -> bool:
         """Whether kernels can take all gradients, and each parameter that has one is a member."""
         return all(
-            id(param) in self.members and not is_traceable_wrapper_subclass(param.grad)
+            id(param) in self.members
+            and not is_traceable_wrapper_subclass(param.grad)
+            and has_memory(param.grad)
             for group in self.served
             for param in group["params"]
             if param.grad is not None

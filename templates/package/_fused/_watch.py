@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections import defaultdict
 from collections.abc import (
     Callable,
     Collection,
@@ -49,7 +50,8 @@ def watch_of(
 ) -> Watch:
     """A watch for the tensors of batches, and for parameters that have no gradient."""
     with suppress(LookupError):
-        return _Quick(state, groups, batches, absent)
+        if _is_plain(state):
+            return _Quick(state, groups, batches, absent)
     return Watch(state, groups, batches, absent)
 
 
@@ -191,12 +193,12 @@ class _Ask(ctypes.Structure):
     _fields_ = (
         *((name, _pointer) for name in (*_PYTHON, *_TORCH)),
         ("undefined", _pointer),
-        *((name, _word) for name in ("in_object", "of_keys")),
+        *((name, _word) for name in ("of_class", "in_object", "of_keys")),
     )
 
 
 class _Tensor(ctypes.Structure):
-    _fields_ = tuple((name, _pointer) for name in ("object", "name", "layout", "address"))
+    _fields_ = tuple((n, _pointer) for n in ("object", "kind", "name", "layout", "address"))
 
 
 class _Param(ctypes.Structure):
@@ -266,7 +268,7 @@ def prepared() -> _Functions | None:
 
 
 def _asked() -> _Ask:
-    """Functions by name, and two places by what must be found there, in tensors of many kinds."""
+    """Functions by name, and places by what must be found there, in tensors of many kinds."""
     python, library = ctypes.pythonapi, ctypes.CDLL(torch._C.__file__)
     ask = _Ask()
     for names, source in ((_PYTHON, python), (_TORCH, library)):
@@ -280,7 +282,9 @@ def _asked() -> _Ask:
     kinds += [torch.zeros(2, device="meta"), torch.zeros(())]
     cells = [int(t._cdata) for t in kinds]
     keys = [torch._C._dispatch_keys(t).raw_repr() for t in kinds]
-    ask.in_object = _place(list(map(id, kinds)), cells, Tensor.__basicsize__)
+    objects = list(map(id, kinds))
+    ask.of_class = _place(objects, list(map(id, map(type, kinds))), Tensor.__basicsize__)
+    ask.in_object = _place(objects, cells, Tensor.__basicsize__)
     ask.of_keys = _place(cells, keys, 256)
     # What the functions take is a cell.
     capsule = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor(param)
@@ -321,7 +325,7 @@ class _Quick(Watch):
             functions is None
             or not all(map(_has_own_grad, (param for params in self.lists for param in params)))
             or not all(isinstance(found, list) for found in self.found)
-            or not all(isinstance(entry, dict) for entry in self.entries)
+            or not all(map(_is_plain, self.entries))
         ):
             raise LookupError
         self.functions = functions
@@ -345,9 +349,7 @@ class _Quick(Watch):
         )
 
     def look(self, state: State) -> int:
-        if not (
-            isinstance(state, dict) and same([group["params"] for group in self.groups], self.found)
-        ):
+        if not (_is_plain(state) and same([group["params"] for group in self.groups], self.found)):
             return OTHER
         self.watch.state = id(state)
         found: int = self.functions.look(ctypes.addressof(self.watch))
@@ -391,6 +393,7 @@ class _Quick(Watch):
     def _tensor(self, name: str | None, tensor: Tensor) -> _Tensor:
         return _Tensor(
             object=id(tensor),
+            kind=id(type(tensor)),
             name=None if name is None else id(name),
             layout=self._layout(description(tensor)),
             address=address(tensor),
@@ -414,6 +417,11 @@ class _Quick(Watch):
         """The address of values that lie next to each other."""
         self.kept.append((kind * len(values))(*values))
         return ctypes.addressof(self.kept[-1])
+
+
+def _is_plain(found: object) -> bool:
+    """Whether C sees what Python does: a subclass may have another order, or other items."""
+    return type(found) in (dict, defaultdict)
 
 
 def _has_own_grad(param: Tensor) -> bool:
