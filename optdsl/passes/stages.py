@@ -197,6 +197,8 @@ class _Namer:
 
     def branches(self, stmt: If, known: dict[Reduced, Ref]) -> If:
         versions = dict(self.versions)
+        # A number of all parameters is in a branch one of those that come there: another number.
+        known = {key: name for key, name in known.items() if OPS[key[0].op].rule not in TOTALS}
         then = tuple(self.block(stmt.then, dict(known)))
         self.versions = dict(versions)
         orelse = tuple(self.block(stmt.orelse, dict(known)))

@@ -131,6 +131,7 @@ UPDATES = (
     "a = grad * all_sum(grad > 0) / 1000 + norm(param)",
     # Who does not come there has no part in it.
     "a = param\nif c < 0.4 { a = grad / all_norm(grad) }",
+    "a = grad / all_norm(grad)\nif c < 0.4 { a += all_norm(grad) }",
     "let r = c\nif flag { r = all_norm(grad) } else { r = all_norm(param) }\na = r * grad",
     # Each needs the one before, of one parameter or of all.
     "let n = all_norm(grad)\nlet k = norm(grad / n)\nlet m = all_max_abs(param * k)\n"
