@@ -22,10 +22,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}}
 # The names of contenders. Ours, with fused=True, is what the others are compared with.
 OURS = "ours"
 NULL = "null"
+# Torch's, or where it lacks the algorithm, this package's without a kernel.
 LOOP, FOREACH = "for-loop", "foreach"
 TORCH_FUSED, TORCH_COMPILE = "torch fused", "torch compile"
-# What torch offers, or where it lacks the algorithm, what this package does without a kernel.
-WITHOUT_KERNEL = (LOOP, FOREACH)
 
 
 def algorithms() -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _totals
 from ._batch import Batch
 
 # After how many passes there is one, and which numbers of each tensor become one: their places, and
@@ -16,10 +17,8 @@ Barriers = tuple[tuple[int, tuple[tuple[int, str], ...]], ...]
 
 # What becomes of the terms of all tensors. For a norm a kernel leaves sums of squares.
 COMBINED: dict[str, Callable[[Tensor], Tensor]] = {
-    "sum": Tensor.sum,
+    **_totals.COMBINED,
     "norm": lambda terms: terms.sum().sqrt(),
-    "max_abs": Tensor.max,
-    "dot": Tensor.sum,
 }
 
 

@@ -17,7 +17,7 @@ from .._fused._backends import (
     what_lacks_kernels,
 )
 from .._fused._members import Member, flat_of
-from .._fused._watch import likeness_test
+from .._fused._watch import has_version, likeness_test
 from .._slots import Group
 from .._tensors import as_real
 from ._average import Average, batches
@@ -44,7 +44,7 @@ class _Update:
         self.group.update(group)
         self.batch.take(params)
         self.batch.run(None, None, params)
-        increment_version([a for a in averages if not a.is_inference()])
+        increment_version(filter(has_version, averages))
 
 
 # The calls of the last update, good for averages that still lie where they did.
