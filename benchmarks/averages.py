@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import swa_utils as theirs
 
-from benchmarks import suite
+from benchmarks import machine, suite
 from benchmarks.contenders import FOREACH, LOOP, OURS
 from benchmarks.gpu import Cuda
 from benchmarks.sets import SETS, TensorSet, cut, parameters
@@ -63,8 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for average in AVERAGES:
             steps = {word: partial(updating, make, source)
                      for word, make in contenders(average).items()}  # fmt: skip
+            watch = machine.Watch()
             times = interleaved(steps, measure, effort)
-            results.add({"average": average, "set": name, "contenders": times})
+            busy = watch.seen()["busy"]
+            results.add({"average": average, "set": name, "busy": busy, "contenders": times})
     results.finish()
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.contenders import FOREACH, LOOP, NULL, OURS, TORCH_FUSED
+from benchmarks.machine import slowed
 from benchmarks.sets import SETS
 
 Cell = Mapping[str, Any]
-# A figure of a cell of some results, None where it has none.
-Figure = Callable[[Cell, Mapping[str, Any]], float | None]
+Data = Mapping[str, Any]
+# A contender's figure in a cell of some results, None where it has none.
+Figure = Callable[[Cell, Data, str], float | None]
 
 # A contender that changes less than this part of what the one changes that changes most does not
 # do the work.
@@ -36,15 +38,13 @@ def best(cell: Cell, measure: str) -> str | None:
     return min(times, key=lambda name: times[name]) if times else None
 
 
-def ratio(cell: Cell, name: str | None, measure: str) -> float | None:
-    """A contender's time in times of ours."""
-    ours, theirs = spent(cell, OURS, measure), spent(cell, name, measure)
-    return None if ours is None or theirs is None else theirs["median"] / ours["median"]
+def ratio(cell: Cell, name: str | None, measure: str, of: str = OURS) -> float | None:
+    """A contender's time in times of ours, or of another one's."""
+    one, theirs = spent(cell, of, measure), spent(cell, name, measure)
+    return None if one is None or theirs is None else theirs["median"] / one["median"]
 
 
-def per_parameter(
-    data: Mapping[str, Any], cell: Cell, name: str | None, measure: str
-) -> float | None:
+def per_parameter(data: Data, cell: Cell, name: str | None, measure: str) -> float | None:
     """The microseconds that a contender takes for a parameter."""
     time = spent(cell, name, measure)
     tensors = data["sets"][cell["set"]]["tensors"]
@@ -54,40 +54,40 @@ def per_parameter(
 # Goals
 
 
-def _to_fused(cell: Cell, _: Mapping[str, Any]) -> float | None:
-    return None if cell["optimizer"] == "SGD" else ratio(cell, TORCH_FUSED, "wall")
+def _to_fused(cell: Cell, data: Data, who: str) -> float | None:
+    return None if cell["optimizer"] == "SGD" else _to_any_fused(cell, data, who)
 
 
-def _to_fused_sgd(cell: Cell, _: Mapping[str, Any]) -> float | None:
-    return ratio(cell, TORCH_FUSED, "wall") if cell["optimizer"] == "SGD" else None
+def _to_fused_sgd(cell: Cell, data: Data, who: str) -> float | None:
+    return _to_any_fused(cell, data, who) if cell["optimizer"] == "SGD" else None
 
 
-def _to_any_fused(cell: Cell, _: Mapping[str, Any]) -> float | None:
-    return ratio(cell, TORCH_FUSED, "wall")
+def _to_any_fused(cell: Cell, _: Data, who: str) -> float | None:
+    return ratio(cell, TORCH_FUSED, "wall", who)
 
 
-def _to_best(cell: Cell, _: Mapping[str, Any]) -> float | None:
+def _to_best(cell: Cell, _: Data, who: str) -> float | None:
     has_kernel = TORCH_FUSED in cell.get("contenders", {})
-    return None if has_kernel else ratio(cell, best(cell, "wall"), "wall")
+    return None if has_kernel else ratio(cell, best(cell, "wall"), "wall", who)
 
 
-def _of_limit(cell: Cell, _: Mapping[str, Any]) -> float | None:
-    return ratio(cell, NULL, "wall")
+def _of_limit(cell: Cell, _: Data, who: str) -> float | None:
+    return ratio(cell, NULL, "wall") if who == OURS else None
 
 
-def of_copy(cell: Cell, data: Mapping[str, Any]) -> float | None:
-    """The part of a copy's bandwidth that ours reaches on the device."""
-    ours, copied = spent(cell, OURS, "device"), data.get("copy", {}).get("median")
-    return None if ours is None or copied is None else cell["bytes"] / ours["median"] / copied
+def of_copy(cell: Cell, data: Data, who: str = OURS) -> float | None:
+    """The part of a copy's bandwidth that a contender reaches on the device."""
+    time, copied = spent(cell, who, "device"), data.get("copy", {}).get("median")
+    return None if time is None or copied is None else cell["bytes"] / time["median"] / copied
 
 
-def _launches(cell: Cell, _: Mapping[str, Any]) -> float | None:
-    found: int | None = cell.get("launches")
+def _launches(cell: Cell, _: Data, who: str) -> float | None:
+    found: int | None = cell.get("launches") if who == OURS else None
     return found
 
 
-def _of_host(cell: Cell, data: Mapping[str, Any]) -> float | None:
-    return per_parameter(data, cell, OURS, "wall")
+def _of_host(cell: Cell, data: Data, who: str) -> float | None:
+    return per_parameter(data, cell, who, "wall")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +133,9 @@ EXTRA_MEMORY = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What became of a goal: in how many of all cells it is reached, the worst figure, and those
-    that miss it, with theirs."""
+    """What became of a goal: in how many of all cells it is reached, the worst figure, those that
+    miss it, with theirs and the null kernel's, and how many of these the null kernel misses, too:
+    what moves the same bytes does not get further."""
 
     title: str
     where: str
@@ -143,25 +144,29 @@ class Judged:
     cells: int
     worst: str
     missed: tuple[str, ...]
+    out_of_reach: int
 
 
-def judged(data: Mapping[str, Any]) -> Iterator[Judged]:
+def judged(data: Data) -> Iterator[Judged]:
     """The goals that results say something about."""
+    slow = slowed(data["cells"])
     for goal in GOALS[data["benchmark"]]:
         figures = [
-            (figure, cell)
+            (figure, goal.figure(cell, data, NULL), cell)
             for cell in data["cells"]
             if cell["dtype"] in goal.dtypes and cell["set"] in goal.sets
-            if (figure := goal.figure(cell, data)) is not None
+            if (figure := goal.figure(cell, data, OURS)) is not None
         ]
         where = f"{', '.join(goal.dtypes)}: {', '.join(f'`{name}`' for name in goal.sets)}"
-        names = [(f, _named(c, data) + "†" * is_idle(c, TORCH_FUSED)) for f, c in figures]
+        names = [
+            (f, limit, _named(c, data) + "†" * is_idle(c, TORCH_FUSED) + "‡" * (c in slow))
+            for f, limit, c in figures
+        ]
         yield from _judged(goal.title, where, goal.bound, goal.form, goal.at_most, names)
-    rows = [row for row in data.get("memory", ()) if row.get("contender") == OURS]
     shares = [
-        (row["share"], f"{row['optimizer']} `{row['set']}` {row['dtype']}")
-        for row in rows
-        if "share" in row
+        (row["share"], None, f"{row['optimizer']} `{row['set']}` {row['dtype']}")
+        for row in data.get("memory", ())
+        if row.get("contender") == OURS and "share" in row
     ]
     title = "extra memory, of the parameters' bytes"
     yield from _judged(title, "all large sets", EXTRA_MEMORY, "{:.2%}", True, shares)
@@ -173,13 +178,17 @@ def _judged(
     bound: float,
     form: str,
     at_most: bool,
-    figures: list[tuple[float, str]],
+    figures: Sequence[tuple[float, float | None, str]],
 ) -> Iterator[Judged]:
     if not figures:
         return
     sign = -1 if at_most else 1
-    ordered = sorted(figures, key=lambda pair: sign * pair[0])
-    missed = [(f, name) for f, name in ordered if not sign * f >= sign * bound]
+
+    def misses(figure: float) -> bool:
+        return not sign * figure >= sign * bound
+
+    ordered = sorted(figures, key=lambda row: sign * row[0])
+    missed = [row for row in ordered if misses(row[0])]
     words = "at most " if at_most else "at least "
     yield Judged(
         title,
@@ -188,7 +197,11 @@ def _judged(
         len(figures) - len(missed),
         len(figures),
         form.format(ordered[0][0]),
-        tuple(f"{name} {form.format(figure)}" for figure, name in missed),
+        tuple(
+            f"{name} {form.format(figure)}{'' if limit is None else f' [{form.format(limit)}]'}"
+            for figure, limit, name in missed
+        ),
+        sum(limit is not None and misses(limit) for _, limit, _ in missed),
     )
 
 

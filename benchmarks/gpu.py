@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import checks, machine, memory, suite
+from benchmarks import checks, machine, memory, null, suite
 from benchmarks.contenders import OURS, TORCH_FUSED, Make, contenders, launches
 from benchmarks.timing import Step, by_wall, failure, rounded
 
@@ -212,18 +212,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         head = f"{row['optimizer']} {row['dtype']} against {row['against']}"
         print(f"{head}: {verdict}, {said}", file=sys.stderr)
         results.save()
-    with suite.null_package(results) as null:
+    with suite.null_package(results) as folder, null.imported(folder) as limit:
 
-        def makers(cell: suite.Cell) -> dict[str, Make]:
+        def time_of(cell: suite.Cell) -> dict[str, Any]:
             compiled = suite.compiles(options, cell)
-            found = contenders(cell.algorithm, null=null, compiled=compiled)
-            # A graph has the addresses of gradients in it.
-            return found | (graphs(cell.algorithm, device) if cell.gradients == suite.KEPT else {})
+            found = contenders(cell.algorithm, null=limit, compiled=compiled)
+            if cell.gradients == suite.KEPT:  # a graph has their addresses in it
+                found |= graphs(cell.algorithm, device)
+            return suite.timed(
+                cell, device.name, found, device.measure, suite.effort(options),
+                lambda optimizer: facts(optimizer, device),
+            )  # fmt: skip
 
-        suite.run(
-            results, options, suite.Bench(device.name), makers, device.measure,
-            lambda optimizer: facts(optimizer, device),
-        )  # fmt: skip
+        # In this process: a device does not come along into a fork.
+        suite.run(results, options, time_of)
     results.finish()
 
 

@@ -6,20 +6,26 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import statistics
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import generated
-from benchmarks.timing import Measure, quartiles, rounded
+from benchmarks.timing import Measure, by_wall, quartiles, rounded
 from generated._fused import _compile
 
 # Shares of the processors' time: other processes, and what a host takes from a virtual machine.
 QUIET = 0.05
+# What a stream reads and writes: more than caches hold, in some milliseconds.
+STREAMED = 2**27
+# Memory that moves less than this part of what it moved at its best is slow.
+SLOW = 0.85
 PACKAGES = ("torch", "triton", "numpy")
 
 
@@ -87,12 +93,37 @@ def copy_bandwidth(measure: Measure, device: str, size: int) -> dict[str, float]
     return quartiles([2 * size / t.get("device", t["wall"]) for t in times])
 
 
+class Stream:
+    """How fast memory is now and then: on a virtual machine that changes from minute to minute, and
+    where it is slow all kernels take as long."""
+
+    def __init__(self, size: int = STREAMED) -> None:
+        self.tensor = torch.zeros(size // 4)
+        self.found: list[float] = []
+
+    def look(self) -> None:
+        # The fastest of three: threads may have to wake up.
+        times = [by_wall(lambda: self.tensor.add_(1))["wall"] for _ in range(3)]
+        self.found.append(2 * self.tensor.nbytes / min(times))
+
+    def seen(self) -> float:
+        """The bytes in a second, read and written, that all threads have updated in place: the
+        median of all looks."""
+        return rounded(statistics.median(self.found))
+
+
+def slowed(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of results during which memory was slow."""
+    best = max((row.get("stream", 0.0) for row in rows), default=0.0)
+    return [row for row in rows if row.get("stream", inf) < SLOW * best]
+
+
 class Watch:
     """Who else used the processors since this was made: a machine that is not idle gives times that
     are not its own."""
 
     def __init__(self) -> None:
-        self.load = _load()
+        self.load = load()
         self.start = self._now()
 
     def seen(self) -> dict[str, Any]:
@@ -128,7 +159,8 @@ class Watch:
         }
 
 
-def _load() -> float | None:
+def load() -> float | None:
+    """Processes that ran or wanted to, on average over a minute."""
     try:
         return os.getloadavg()[0]
     except OSError:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,8 @@ import torch
 
 from benchmarks import suite
 from benchmarks.contenders import OURS, TORCH_FUSED, contenders
-from benchmarks.sets import SETS, new_gradients
+from benchmarks.process import alone
+from benchmarks.sets import new_gradients, parameters
 from benchmarks.timing import failure
 
 
@@ -56,54 +55,41 @@ def measure(results: suite.Results, options: argparse.Namespace) -> None:
     dtype; of torch's contenders its kernels, and of AdamW all: they show what takes the place of a
     kernel. A process that fails leaves a row with `error`."""
     rows: list[dict[str, Any]] = results.data.setdefault("memory", [])
-    for dtype in options.dtypes:
-        for name in options.sets:
-            key = {"set": name, "dtype": dtype}
-            if SETS[name].small or results.has(key, "memory"):
-                continue
-            if results.is_late():
-                results.data["skipped"].append({**key, "measured": "memory"})
-                continue
-            command = [sys.executable, "-m", "benchmarks.memory", "--sets", name, "--dtypes", dtype]
-            command += ["--optimizers", *options.optimizers, *["--smoke"] * options.smoke]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
-                rows.append({**key, "error": said[-1]})
-            else:
-                rows += json.loads(done.stdout)
-            results.save()
-
-
-def here(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The rows, measured in this process."""
-    bench = suite.Bench("cpu")
-    for cell in suite.cells(options):
-        if cell.gradients != suite.KEPT:
+    large = [cell for cell in suite.cells(options) if not cell.tensors.small]
+    for (name, dtype), alike in groupby(large, key=lambda c: (c.tensors.name, c.dtype)):
+        key = {"set": name, "dtype": dtype}
+        if results.has(key, "memory"):
             continue
+        if results.is_late():
+            results.data["skipped"].append({**key, "measured": "memory"})
+            continue
+        try:
+            rows += alone(here, list(alike))
+        except Exception as error:
+            rows.append({**key, **failure(error)})
+        results.save()
+
+
+def here(cells: Sequence[suite.Cell]) -> list[dict[str, Any]]:
+    """The rows of cells that have a set and a dtype in common, measured in this process."""
+    params = parameters(cells[0].tensors, suite.DTYPES[cells[0].dtype], "cpu")
+    gradients = [param.grad for param in params if param.grad is not None]
+    rows = []
+    for cell in cells:
         ways = contenders(cell.algorithm)
         if cell.algorithm != "AdamW":
             ways = {name: ways[name] for name in (OURS, TORCH_FUSED) if name in ways}
         for name, make in ways.items():
-            bench.prepare(cell)
             row: dict[str, Any] = {**cell.key(), "contender": name}
             try:
-                optimizer = make(bench.params)
+                new_gradients(params, gradients)
+                optimizer = make(params)
                 for _ in range(2):
-                    new_gradients(bench.params, bench.gradients)
                     optimizer.step()
-                new_gradients(bench.params, bench.gradients)
+                    new_gradients(params, gradients)
                 row["bytes"] = growth(optimizer.step, "cpu")
-                row["share"] = row["bytes"] / sum(p.nbytes for p in bench.params)
+                row["share"] = row["bytes"] / sum(param.nbytes for param in params)
             except Exception as error:
                 row.update(failure(error))
-            yield row
-
-
-def main() -> None:
-    options = suite.parse(suite.optimizer_parser(__doc__.partition("\n")[0]), None)
-    print(json.dumps(list(here(options))))
-
-
-if __name__ == "__main__":
-    main()
+            rows.append(row)
+    return rows

@@ -27,8 +27,9 @@ def spec(slots: int) -> str:
 
 
 @contextmanager
-def package() -> Iterator[ModuleType]:
-    """A package with Null0, Null1, ...: the number is that of the slots. It is gone afterwards."""
+def package() -> Iterator[Path]:
+    """The folder that has a package with Null0, Null1, ...: the number is that of the slots. It is
+    gone afterwards."""
     # The compiler needs packages that a machine for measuring may not have.
     from optdsl.build import plan, write
     from optdsl.pipeline import load
@@ -39,10 +40,19 @@ def package() -> Iterator[ModuleType]:
             specs.append(Path(folder, f"null{slots}.opt"))
             specs[-1].write_text(spec(slots), encoding="utf-8")
         write(plan(load(specs), "python -m benchmarks.null"), Path(folder, PACKAGE))
-        sys.path.insert(0, folder)
-        try:
-            yield importlib.import_module(PACKAGE)
-        finally:
-            sys.path.remove(folder)
-            for name in [n for n in sys.modules if n.partition(".")[0] == PACKAGE]:
-                del sys.modules[name]
+        yield Path(folder)
+
+
+@contextmanager
+def imported(folder: Path | None) -> Iterator[ModuleType | None]:
+    """The package in a folder, None without one. It is forgotten afterwards."""
+    if folder is None:
+        yield None
+        return
+    sys.path.insert(0, str(folder))
+    try:
+        yield importlib.import_module(PACKAGE)
+    finally:
+        sys.path.remove(str(folder))
+        for name in [n for n in sys.modules if n.partition(".")[0] == PACKAGE]:
+            del sys.modules[name]

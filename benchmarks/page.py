@@ -16,6 +16,7 @@ from benchmarks import goals
 from benchmarks.contenders import FOREACH, LOOP, NULL, OURS, TORCH_COMPILE, TORCH_FUSED
 from benchmarks.goals import Cell, is_idle, spent
 from benchmarks.gpu import GRAPHS
+from benchmarks.machine import SLOW, STREAMED, slowed
 from optdsl.plot import COLOURS, INK, save, style
 
 if TYPE_CHECKING:
@@ -44,15 +45,25 @@ $ python -m benchmarks.gpu -o benchmarks/results/gpu.json
 $ python -m benchmarks.page
 ```
 
-`--quick`, `--sets`, `--optimizers` and `--dtypes` choose less; `--minutes` ends a run early, and
-`--resume` goes on with one. Both commands are for an idle machine: they say when it was not.
+`--quick`, `--sets`, `--optimizers` and `--dtypes` choose less; `--minutes` ends a run, on the CPU
+forty for all cells if nothing is said, and `--resume` goes on with one. Both commands are for an
+idle machine: they say when it was not.
 
 ## How it is measured
 
-* The contenders of a cell update the same parameters with the same gradients and hyperparameters
-  in one process, each with state of its own. They take turns, in another order in each round: what
-  else the machine does reaches all of them. The numbers are medians; `~` marks those whose
-  quartiles are further apart than {NOISY:.0%} of the median. Trust ratios before times.
+* The contenders of a cell, an optimizer on a set in a dtype, update the same parameters with the
+  same gradients and hyperparameters in one process, each with state of its own. They take turns, in
+  another order in each round: what else the machine does reaches all of them. The numbers are
+  medians; `~` marks those whose quartiles are further apart than {NOISY:.0%} of the median.
+  Trust ratios before times.
+* On the CPU each cell has a process of its own, forked from one that has imported modules and done
+  nothing else. Its heap is as fresh as that of a training: where cells before have scattered it, a
+  step of a thousand small parameters takes up to twice as long. On a GPU all cells share a process.
+* The memory of a virtual machine has hours, or minutes, in which its neighbours leave half of the
+  bandwidth. A few times in a cell on the CPU, between rounds, all threads update a tensor of
+  {STREAMED >> 20} MB in place; the bytes in a second are the cell's `stream`. A cell below
+  {SLOW:.0%} of the best stream is measured again while there is time, and the row with the better
+  stream stays. `‡` marks those that are below even so.
 * The first two steps of each, which make state and compile, are not timed.
 * A last step shows whether a contender updates the parameters. `†` marks those that do not.
 * Hyperparameters are the defaults, with momentum 0.9 for SGD.
@@ -62,7 +73,9 @@ $ python -m benchmarks.page
 * The *limit* is a null kernel: an optimizer that this compiler makes from a spec with as many slots
   and next to no arithmetic (`s += lr * grad` for each). It reads and writes the same bytes by the
   same code. A copy is the wrong limit on a CPU: updates in place write to lines that they have just
-  read.
+  read. In lists of goals that are not reached, brackets have what the null kernel reaches in the
+  same cell: where it misses a goal, too, no kernel that is called in this way and moves these bytes
+  reaches it.
 * GB/s count the bytes that a step cannot but move: parameters and slots once in each direction,
   gradients once.
 * *for-loop* and *foreach* are torch's paths; where torch lacks the algorithm, this package's own,
@@ -153,6 +166,12 @@ def setting(data: dict[str, Any]) -> Iterator[str]:
             f"**The machine was busy** in {busy} of {cells} cells: others used its processors, or "
             "a host took them away. Take no time from there, and ratios with care.\n"
         )
+    slow = slowed(data["cells"])
+    if slow:
+        yield (
+            f"‡ Memory was slow in {len(slow)} of {cells} cells. Whatever it limits takes as long "
+            "there, and ratios are near 1.\n"
+        )
     if data["skipped"]:
         yield f"**Not all was measured**: {len(data['skipped'])} cells are missing.\n"
     without = dict.fromkeys(c["optimizer"] for c in data["cells"] if c.get("launches") == 0)
@@ -176,7 +195,9 @@ def goal_lines(data: dict[str, Any]) -> Iterator[str]:
     yield table(["goal", "", "the worst cell", "cells that reach it"], rows)
     for goal in found:
         if goal.missed:
-            yield f"**Not reached**, {goal.title}, {goal.bound}: {'; '.join(goal.missed)}.\n"
+            cells, out, missed = "; ".join(goal.missed), goal.out_of_reach, len(goal.missed)
+            also = f" In {out} of these {missed} the limit misses it, too." if out else ""
+            yield f"**Not reached**, {goal.title}, {goal.bound}: {cells}.{also}\n"
     remarks = RESULTS / f"{data['benchmark']}.md"
     if remarks.exists():
         yield remarks.read_text(encoding="utf-8")
@@ -236,6 +257,10 @@ def marked(text: str, *times: Mapping[str, float] | None) -> str:
     return f"~{text}" if noisy else text
 
 
+def in_slow(data: dict[str, Any], cell: Cell) -> str:
+    return "‡" * (cell in slowed(data["cells"]))
+
+
 def limit(cell: Cell) -> str:
     return ratio(cell, NULL, "wall", "{:.0%}")
 
@@ -270,9 +295,10 @@ def ratios(data: dict[str, Any], dtype: str, measure: str) -> str:
             if not any(found):
                 continue
             ours = [
-                "-" if c is None or (t := spent(c, OURS, measure)) is None else milliseconds(t)
+                "-" if c is None or (t := spent(c, OURS, measure)) is None
+                else milliseconds(t) + in_slow(data, c)
                 for c in found
-            ]
+            ]  # fmt: skip
             yield [name, "ours, ms", *ours]
             for peer in (TORCH_FUSED, TORCH_COMPILE, LOOP, FOREACH):
                 row = ["-" if c is None else ratio(c, peer, measure) for c in found]
@@ -294,7 +320,9 @@ def limits(data: dict[str, Any], measure: str, share: Callable[[Cell], str]) -> 
             row = [name]
             for dtype, tensors, gradients in chosen:
                 cells = select(data, optimizer=name, dtype=dtype, set=tensors, gradients=gradients)
-                row += [f"{share(c)}, {bandwidth(c, measure)}" for c in cells] or ["-"]
+                row += [
+                    f"{share(c)}, {bandwidth(c, measure)}{in_slow(data, c)}" for c in cells
+                ] or ["-"]
             yield row
 
     words = [f"{dtype}, `{tensors}`" for dtype, tensors, _ in chosen]

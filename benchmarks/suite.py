@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from functools import partial
 from math import inf
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor
 from benchmarks import machine, null
 from benchmarks.contenders import NULL, OURS, Make, algorithms, traffic
 from benchmarks.sets import SETS, TensorSet, cut, new_gradients, parameters
-from benchmarks.timing import Effort, Measure, Step, failure, interleaved, nothing, rounded
+from benchmarks.timing import Effort, Measure, Step, attempt, failure, interleaved, nothing, rounded
 
 DEFAULT = Effort()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -51,6 +50,10 @@ class Cell:
     def key(self) -> dict[str, str]:
         names = {"optimizer": self.algorithm, "set": self.tensors.name}
         return {**names, "dtype": self.dtype, "gradients": self.gradients}
+
+
+# What a cell's row has besides its name: times of contenders, and what belongs to them.
+Time = Callable[[Cell], Mapping[str, Any]]
 
 
 # Options
@@ -158,7 +161,6 @@ class Results:
 
     def __init__(self, benchmark: str, options: argparse.Namespace) -> None:
         self.file: Path | None = options.output
-        self.watch = machine.Watch()
         self.end = inf if options.minutes is None else time.monotonic() + 60 * options.minutes
         chosen = {k: v for k, v in vars(options).items() if k not in ("command", "output")}
         self.data: dict[str, Any] = {
@@ -169,7 +171,7 @@ class Results:
             "versions": machine.versions(),
             "settings": machine.settings(),
             "options": chosen,
-            "activity": {},
+            "activity": {"load before": machine.load()},
             "notes": [],
             "skipped": [],
             "sets": {
@@ -195,8 +197,11 @@ class Results:
 
     def has(self, key: Mapping[str, str], rows: str = "cells") -> bool:
         """Whether there is a row of this already."""
-        found: Sequence[Mapping[str, Any]] = self.data.get(rows, ())
-        return any(all(row.get(k) == v for k, v in key.items()) for row in found)
+        return any(key.items() <= row.items() for row in self.data.get(rows, ()))
+
+    def is_slow(self, key: Mapping[str, str]) -> bool:
+        """Whether memory was slow when a cell was measured."""
+        return any(key.items() <= row.items() for row in machine.slowed(self.data["cells"]))
 
     def is_late(self) -> bool:
         """Whether the time is over in which something else may begin."""
@@ -208,12 +213,23 @@ class Results:
         print(line(cell), file=sys.stderr)
         self.save()
 
+    def add_again(self, cell: Mapping[str, Any], key: Mapping[str, str]) -> None:
+        """A row in the place of an earlier one of the same cell, if memory was faster."""
+        rows = self.data["cells"]
+        place = next(n for n, row in enumerate(rows) if key.items() <= row.items())
+        if cell.get("stream", 0.0) > rows[place]["stream"]:
+            rows[place] = cell
+            print(f"again: {line(cell)}", file=sys.stderr)
+            self.save()
+
     def note(self, text: str) -> None:
         self.data["notes"].append(text)
         print(f"note: {text}", file=sys.stderr)
 
     def save(self) -> None:
-        self.data["activity"] = self.watch.seen()
+        cells, activity = self.data["cells"], self.data["activity"]
+        activity["busy cells"] = sum(cell.get("busy", False) for cell in cells)
+        activity["slow cells"] = len(machine.slowed(cells))
         if self.file is not None:
             half = self.file.with_name(f".{self.file.name}.{os.getpid()}")
             half.write_text(self.text(), encoding="utf-8")
@@ -226,7 +242,7 @@ class Results:
 
     def finish(self) -> None:
         self.save()
-        if self.data["activity"]["busy"]:
+        if self.data["activity"]["busy cells"]:
             print("note: the machine was busy; trust ratios, not times.", file=sys.stderr)
         if self.file is None:
             print(self.text(), end="")
@@ -239,78 +255,71 @@ def _value(value: Any) -> str:
 
 
 @contextmanager
-def null_package(results: Results) -> Iterator[ModuleType | None]:
-    """The package of null optimizers. The compiler needs packages that a machine for measuring may
-    not have: without them there is no limit to compare with."""
+def null_package(results: Results) -> Iterator[Path | None]:
+    """The folder with the null optimizers. The compiler needs packages that a machine for measuring
+    may not have: without them there is no limit to compare with."""
     with ExitStack() as stack:
-        package = None
+        folder = None
         try:
-            package = stack.enter_context(null.package())
+            folder = stack.enter_context(null.package())
         except Exception as error:
             results.note(f"no null optimizers: {failure(error)['error']}")
-        yield package
+        yield folder
 
 
 # Timing
 
 
-class Bench:
-    """The parameters of a set in a dtype, which the cells of that set and dtype share."""
+def timed(
+    cell: Cell,
+    device: str,
+    makers: Mapping[str, Make],
+    measure: Measure,
+    effort: Effort,
+    after: Callable[[Any], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The times of a cell's contenders, and what else its row has.
 
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.made: tuple[TensorSet, str] | None = None
-        self.params: list[Tensor] = []
-        self.values: list[Tensor] = []
-        self.gradients: list[Tensor] = []
+    Args:
+        device: where the parameters are.
+        makers: the contenders.
+        measure: what times a step.
+        after: what is found out about our optimizer besides.
+    """
+    params = parameters(cell.tensors, DTYPES[cell.dtype], device)
+    gradients = [param.grad for param in params if param.grad is not None]
+    made: dict[str, Any] = {}
 
-    def prepare(self, cell: Cell) -> None:
-        """Parameters and gradients as they were in the beginning."""
-        if self.made != (cell.tensors, cell.dtype):
-            self.params, self.values, self.gradients = [], [], []
-            self.params = parameters(cell.tensors, DTYPES[cell.dtype], self.device)
-            self.values = [p.detach().clone() for p in self.params]
-            self.gradients = [p.grad for p in self.params if p.grad is not None]
-            self.made = (cell.tensors, cell.dtype)
-        for param, value, gradient in zip(self.params, self.values, self.gradients, strict=True):
-            param.data.copy_(value)
-            param.grad = gradient
+    def maker(name: str) -> Callable[[], Step]:
+        def make() -> Step:
+            made[name] = makers[name](params)
+            step: Step = made[name].step
+            return step
 
-    def time(
-        self,
-        cell: Cell,
-        makers: Mapping[str, Make],
-        measure: Measure,
-        effort: Effort,
-        after: Callable[[Any], Mapping[str, Any]],
-    ) -> dict[str, Any]:
-        """The times of a cell's contenders, and what `after` says about our optimizer."""
-        self.prepare(cell)
-        made: dict[str, Any] = {}
+        return make
 
-        def maker(name: str) -> Callable[[], Step]:
-            def make() -> Step:
-                made[name] = makers[name](self.params)
-                step: Step = made[name].step
-                return step
-
-            return make
-
-        watch = machine.Watch()
-        moved = partial(new_gradients, self.params, self.gradients)
-        before = moved if cell.gradients == NEW else nothing
-        times = interleaved({name: maker(name) for name in makers}, measure, effort, before)
-        found: dict[str, Any] = {"busy": watch.seen()["busy"]}
-        for name, time_of in times.items():
-            if name != NULL and "error" not in time_of:
-                time_of["changed"] = changed(self.params, made[name].step)
-        if "error" not in times[OURS]:
-            found["bytes"] = traffic(made[OURS])
-            try:
-                found.update(after(made[OURS]))
-            except Exception as error:
-                found["facts"] = failure(error)
-        return {**found, "contenders": times}
+    watch = machine.Watch()
+    stream = machine.Stream() if device == "cpu" else None
+    times = interleaved(
+        {name: maker(name) for name in makers},
+        measure,
+        effort,
+        before=partial(new_gradients, params, gradients) if cell.gradients == NEW else nothing,
+        in_breaks=nothing if stream is None else stream.look,
+    )
+    found: dict[str, Any] = {"busy": watch.seen()["busy"]}
+    if stream is not None and stream.found:
+        found["stream"] = stream.seen()
+    for name, taken in times.items():
+        if name != NULL and "error" not in taken:
+            taken["changed"] = changed(params, made[name].step)
+    if "error" not in times[OURS]:
+        found["bytes"] = traffic(made[OURS])
+        try:
+            found.update(after(made[OURS]))
+        except Exception as error:
+            found["facts"] = failure(error)
+    return {**found, "contenders": times}
 
 
 def changed(params: Sequence[Tensor], step: Step) -> float:
@@ -324,36 +333,29 @@ def changed(params: Sequence[Tensor], step: Step) -> float:
     return rounded(sum(counts) / sum(map(Tensor.numel, views)))
 
 
-def run(
-    results: Results,
-    options: argparse.Namespace,
-    bench: Bench,
-    makers: Callable[[Cell], Mapping[str, Make]],
-    measure: Measure,
-    after: Callable[[Any], Mapping[str, Any]],
-) -> None:
-    """Time every cell that `options` choose.
-
-    Args:
-        results: where they go; a cell that fails is there with its error, one that is there
-            already is not measured.
-        options: what `parse` gave.
-        bench: the parameters.
-        makers: the contenders of a cell.
-        measure: what times a step.
-        after: what else is found out about our optimizer.
-    """
+def run(results: Results, options: argparse.Namespace, time_of: Time) -> None:
+    """Time every cell that `options` choose and `results` lack."""
     for cell in cells(options):
         if results.has(cell.key()):
             continue
         if results.is_late():
             results.data["skipped"].append(cell.key())
-            continue
-        try:
-            found = bench.time(cell, makers(cell), measure, effort(options), after)
-        except Exception as error:
-            found = failure(error)
-        results.add({**cell.key(), **found})
+        else:
+            results.add(row_of(cell, time_of))
+
+
+def run_again(results: Results, options: argparse.Namespace, time_of: Time) -> None:
+    """Time the cells anew that came while memory was slow, until there are none or it is late."""
+    while found := [cell for cell in cells(options) if results.is_slow(cell.key())]:
+        for cell in found:
+            if results.is_late():
+                return
+            results.add_again(row_of(cell, time_of), cell.key())
+
+
+def row_of(cell: Cell, time_of: Time) -> dict[str, Any]:
+    """One that fails has its error."""
+    return {**cell.key(), **attempt(time_of, cell)}
 
 
 def line(cell: Mapping[str, Any]) -> str:

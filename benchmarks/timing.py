@@ -11,8 +11,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec
 
+# In how many breaks between rounds something else may be looked at.
+BREAKS = 5
+
+P = ParamSpec("P")
 Step = Callable[[], object]
 # Runs a step once and gives its times in seconds by name; `wall` is among them.
 Measure = Callable[[Step], Mapping[str, float]]
@@ -44,6 +48,7 @@ def interleaved(
     measure: Measure = by_wall,
     effort: Effort = Effort(),
     before: Step = nothing,
+    in_breaks: Step = nothing,
 ) -> dict[str, dict[str, Any]]:
     """Time contenders against each other.
 
@@ -52,6 +57,8 @@ def interleaved(
         measure: what times a step.
         effort: how long.
         before: runs before each step, and is not timed.
+        in_breaks: runs before some rounds, at even distances. In the others caches stay as the
+            contender before has left them.
 
     Returns:
         By name: for each of the measure's times its `median` and the quartiles `low` and `high`, in
@@ -78,8 +85,10 @@ def interleaved(
     last = max(turns.values(), default=0)
     drawn = random.Random(0)
     for turn in range(last):
+        if _is_due(turn, min(BREAKS, last), last):
+            in_breaks()
         # Whoever runs less often does so at even distances.
-        due = [n for n, c in turns.items() if turn * c // last < (turn + 1) * c // last]
+        due = [name for name, count in turns.items() if _is_due(turn, count, last)]
         for name in drawn.sample(due, len(due)):
             if "error" in results[name]:
                 continue
@@ -93,6 +102,11 @@ def interleaved(
             spread = {key: quartiles([t[key] for t in taken]) for key in taken[0]}
             results[name] = {**spread, "rounds": len(taken), **results[name]}
     return results
+
+
+def _is_due(turn: int, count: int, turns: int) -> bool:
+    """Whether something that happens `count` times in so many turns happens in this one."""
+    return turn * count // turns < (turn + 1) * count // turns
 
 
 def _turns(costs: Mapping[str, float], effort: Effort) -> dict[str, int]:
@@ -115,6 +129,16 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 
 def rounded(value: float, digits: int = 4) -> float:
     return float(f"{value:.{digits}g}")
+
+
+def attempt(
+    work: Callable[P, Mapping[str, Any]], *args: P.args, **kwargs: P.kwargs
+) -> Mapping[str, Any]:
+    """What a function gives, or what went wrong."""
+    try:
+        return work(*args, **kwargs)
+    except Exception as error:
+        return failure(error)
 
 
 def failure(error: BaseException) -> dict[str, str]:

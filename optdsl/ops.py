@@ -320,12 +320,12 @@ TABLE: tuple[Op, ...] = (
     # Reductions over one parameter. For kernels, what they make of an element: a float64.
     Op("sum", Call("sum"), (N,), N, Rule.REDUCE, False, np.sum, None, Method("sum"), None, Call("_math.widened"), Call("widened"), Call(r"\operatorname{sum}")),
     Op("mean", Call("mean"), (N,), N, Rule.REDUCE, False, np.mean, None, Method("mean"), None, Call("_math.widened"), Call("widened"), Call(r"\operatorname{mean}")),
-    Op("norm", Call("norm"), (N,), N, Rule.REDUCE, False, _norm, None, Method("norm"), None, Call("_math.square"), Call("square"), Fence(r"\| ", r" \|")),
+    Op("norm", Call("norm"), (N,), N, Rule.REDUCE, False, _norm, None, Method("norm"), None, Call("_math.square"), Call("widened"), Fence(r"\| ", r" \|")),
     Op("max_abs", Call("max_abs"), (N,), N, Rule.REDUCE, False, _max_abs, None, Call("max_abs"), None, Call("_math.magnitude"), Call("magnitude"), Call(r"\operatorname{max\_abs}")),
     Op("dot", Call("dot"), (N, N), N, Rule.REDUCE, False, _dot, None, Call("dot"), None, Call("_math.product"), Call("product"), Fence(r"\langle ", r" \rangle")),
     # Reductions over all parameters of all groups. For torch, what one parameter has a part in it with.
     Op("all_sum", Call("all_sum"), (N,), N, Rule.TOTAL, False, np.sum, None, Call("_totals.sum"), None, Call("_math.widened"), Call("widened"), Call(r"\operatorname{all\_sum}")),
-    Op("all_norm", Call("all_norm"), (N,), N, Rule.TOTAL, False, _norm, None, Call("_totals.norm"), None, Call("_math.square"), Call("square"), Phrase(r"\| {0} \|_{{\mathrm{{all}}}}")),
+    Op("all_norm", Call("all_norm"), (N,), N, Rule.TOTAL, False, _norm, None, Call("_totals.norm"), None, Call("_math.square"), Call("widened"), Phrase(r"\| {0} \|_{{\mathrm{{all}}}}")),
     Op("all_max_abs", Call("all_max_abs"), (N,), N, Rule.TOTAL, False, _max_abs, None, Call("_totals.max_abs"), None, Call("_math.magnitude"), Call("magnitude"), Call(r"\operatorname{all\_max\_abs}")),
     Op("all_dot", Call("all_dot"), (N, N), N, Rule.TOTAL, False, _dot, None, Call("_totals.dot"), None, Call("_math.product"), Call("product"), Phrase(r"\langle {0}, {1} \rangle_{{\mathrm{{all}}}}")),
     # Reductions along one dimension. A keyword, `norm(x, dim=-1)`, tells them from those above.

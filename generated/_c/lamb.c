@@ -94,13 +94,13 @@ static ALWAYS_INLINE void LOCAL(pass_1)(
                     }
                     if (ADAPTIVE) {
                         // norm(param)
-                        norm_param = square(param);
+                        norm_param = widened(param);
                         // let length = norm(direction)
-                        length = square(direction);
+                        length = widened(direction);
                     }
 
-                    TERM(add, norm_param);
-                    TERM(add, length);
+                    TERM(add_square, norm_param);
+                    TERM(add_square, length);
                 }
             }
             STEP_ENDS(norm_param);

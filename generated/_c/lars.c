@@ -61,13 +61,13 @@ static ALWAYS_INLINE void LOCAL(pass_1)(
 
                     if (ADAPTIVE) {
                         // let size = norm(param)
-                        size_ = square(param);
+                        size_ = widened(param);
                         // let length = norm(grad)
-                        length = square(grad);
+                        length = widened(grad);
                     }
 
-                    TERM(add, size_);
-                    TERM(add, length);
+                    TERM(add_square, size_);
+                    TERM(add_square, length);
                 }
             }
             STEP_ENDS(size_);

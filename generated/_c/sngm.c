@@ -63,9 +63,9 @@ static ALWAYS_INLINE void LOCAL(pass_1)(
                         grad = add_scaled(grad, param, weight_decay);
                     }
                     // let length = all_norm(grad)
-                    double length = square(grad);
+                    double length = widened(grad);
 
-                    TERM(add, length);
+                    TERM(add_square, length);
                 }
             }
             STEP_ENDS(length);

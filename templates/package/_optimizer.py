@@ -47,6 +47,15 @@ EXECUTION_FLAGS = ("foreach", "capturable", "differentiable", "fused")
 _prefers_kernels = False
 
 
+@functools.cache
+def _step_by_kernels() -> Callable[[Optimizer, list[Group]], list[Group]]:
+    """Its module imports this one. To import it in each step would take as long as ten small
+    parameters."""
+    from . import _fused
+
+    return _fused.step
+
+
 def set_default(*, fused: bool | None) -> None:
     """Choose how optimizers of this package step whose `fused` and `foreach` are None.
 
@@ -463,11 +472,7 @@ class Optimizer(torch.optim.Optimizer):
     def _fused_step(self, compiling: bool) -> list[Group]:
         """Run kernels for the groups that want them; the groups that are done."""
         groups = [group for group in self.param_groups if self._wants_kernel(group, compiling)]
-        if not groups:
-            return []
-        from . import _fused
-
-        return _fused.step(self, groups)
+        return _step_by_kernels()(self, groups) if groups else []
 
     def _wants_kernel(self, group: Group, compiling: bool) -> bool:
         """Whether a group asks for kernels, or what `set_default` says does. A step that must not

@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import ctypes
 import gc
 import io
 import itertools
@@ -148,6 +149,17 @@ def test_groups_with_different_numbers_share_a_call() -> None:
         step(fused, loop, missing, calls=1)
 
 
+def test_groups_with_equal_numbers_may_come_to_differ() -> None:
+    params = [torch.randn(5), torch.randn(6)]
+    groups = [{"params": [p]} for p in params]
+    copies = [{"params": [p.clone()]} for p in params]
+    fused, loop = make("Adam", groups, fused=True), make("Adam", copies, foreach=False)
+    step(fused, loop, calls=1)
+    for optimizer in (fused, loop):
+        optimizer.param_groups[1]["lr"] = 0.5
+    step(fused, loop, calls=1)
+
+
 def test_options_dtypes_and_direction_split_calls() -> None:
     params = [torch.randn(8) for _ in range(3)] + [torch.randn(8).double()]
     groups = [
@@ -163,8 +175,11 @@ def test_options_dtypes_and_direction_split_calls() -> None:
 
 def test_nothing_to_do_calls_nothing() -> None:
     fused, loop = twins("Adam")
-    step(fused, loop, missing=tuple(range(len(SHAPES))), calls=0)
+    nobody = tuple(range(len(SHAPES)))
+    step(fused, loop, missing=nobody, calls=0)
     assert not fused.state
+    step(fused, loop)
+    step(fused, loop, missing=nobody, calls=0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -188,6 +203,7 @@ def test_every_dtype_has_a_kernel(name: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(param.to(wide), other, rtol=bound, atol=bound)
 
 
+@pytest.mark.usefixtures("ways")
 def test_dtypes_in_one_group_are_updated_each_by_its_kernel() -> None:
     dtypes = (torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.float32)
     fused, loop = pair("AdamW", [torch.randn(9).to(dtype) for dtype in dtypes])
@@ -216,6 +232,19 @@ def test_wide_slots_of_narrow_parameters_stay_wide_as_wide_gradients_do() -> Non
     assert fused.state[params[0]]["exp_avg"].dtype is torch.float32
 
 
+def test_a_dtype_that_neither_slot_nor_gradient_tells_splits_calls() -> None:
+    params = [torch.randn(8), torch.randn(8).bfloat16()]
+    fused, loop = pair("SGD", params, momentum=0, dampening=0)
+    for mine, its in zip(params_of(fused), params_of(loop), strict=True):
+        for param in (mine, its):
+            param.grad_dtype = torch.float32  # type: ignore[attr-defined]
+        mine.grad, its.grad = torch.ones(8), torch.ones(8)
+    fused.step()
+    loop.step()
+    assert_twins(fused, loop)
+    assert len(plan(fused).calls.batches) == 2
+
+
 def test_an_option_that_no_slot_tells_splits_calls() -> None:
     params = [torch.randn(8), torch.randn(9)]
     groups = [{"params": [p], "nesterov": bool(i)} for i, p in enumerate(params)]
@@ -240,7 +269,7 @@ def test_as_many_threads_as_torch_has_and_the_elements_are_worth() -> None:
     try:
         for count, elements, expected in ((2, 1 << 20, 2), (1, 1 << 20, 1), (2, 1000, 1)):
             torch.set_num_threads(count)
-            fused, loop = twins("SGD", shapes=((elements,),), momentum=0, dampening=0)
+            fused, loop = twins("SGD", shapes=((8,), (elements,)), momentum=0, dampening=0)
             step(fused, loop)
             (batch,) = plan(fused).calls.batches
             assert batch.arguments.threads == expected
@@ -313,10 +342,27 @@ def test_momentum_switched_on_later_begins_with_the_gradient() -> None:
         step(fused, loop)
 
 
+@pytest.mark.usefixtures("ways")
 def test_parameters_whose_first_gradient_comes_late_begin_then() -> None:
     fused, loop = twins("SGD")
     for missing in ((0, 1), (0,), (), (2,), ()):
         step(fused, loop, missing)
+
+
+@pytest.mark.usefixtures("ways")
+def test_a_slot_begins_once_also_beside_what_was_in_the_state_before() -> None:
+    """The dictionaries are the same ones then after the first step."""
+    fused, loop = twins("SGD")
+    for optimizer in (fused, loop):
+        for param in params_of(optimizer):
+            optimizer.state[param]["mine"] = torch.zeros(1)
+    give(fused)
+    fused.grad_scale, fused.found_inf = torch.tensor(1.0), torch.tensor(1.0)
+    fused.step()  # is skipped: nothing has begun
+    assert all([*state] == ["mine"] for state in fused.state.values())
+    del fused.grad_scale, fused.found_inf
+    for _ in range(3):
+        step(fused, loop)
 
 
 def test_tensors_as_hyperparameters_are_read_in_each_step() -> None:
@@ -397,8 +443,9 @@ def test_every_memory_layout_is_updated_alike(of_param: str, of_grad: str) -> No
     assert (param.stride(), param.data_ptr()) == (strides, where)
 
 
+@pytest.mark.usefixtures("ways")
 def test_gradients_may_be_laid_out_differently_in_each_step() -> None:
-    fused, loop = twins("SGD", shapes=((2, 3, 4, 5), (2, 3, 4, 5)))
+    fused, loop = twins("SGD", shapes=((2, 3, 4, 5), (2, 1, 2, 2)))
     for first, second in itertools.product(LAYOUTS.values(), repeat=2):
         give(fused, loop)
         for param, layout in zip(params_of(fused), (first, second), strict=True):
@@ -435,13 +482,17 @@ def test_sparse_gradients_are_refused_in_the_algorithms_words() -> None:
     optimizer.step()
     for _ in range(2):
         param.grad = torch.eye(4)[0].to_sparse()
-        with pytest.raises(RuntimeError, match="Adam does not support sparse gradients"):
+        with pytest.raises(RuntimeError, match=r"^Adam does not support sparse gradients"):
             optimizer.step()
     param.grad = torch.randn(4)
     optimizer.step()
     assert optimizer.state[param]["step"] == 2
-    linear = make("SGD", [param], fused=True)
+    fresh = make("Adam", [param], fused=True)
     param.grad = torch.eye(4)[0].to_sparse()
+    with pytest.raises(RuntimeError, match=r"^Adam does not support sparse gradients"):
+        fresh.step()
+    assert not fresh.state
+    linear = make("SGD", [param], fused=True)
     with pytest.raises(RuntimeError, match="fused kernel of SGD does not support sparse gradients"):
         linear.step()
 
@@ -534,13 +585,39 @@ def test_parameters_that_share_memory_are_updated_one_after_another() -> None:
         step(fused, loop, calls=1)  # of the other group
 
 
+@pytest.mark.filterwarnings("ignore:There is no fused kernel for parameters that share memory")
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        lambda whole: [whole, whole[10:30]],
+        lambda whole: [whole[:11], whole[10:]],
+        lambda whole: [whole[::2], whole[22:30]],
+        lambda whole: [whole, whole[2:5], whole[10:30]],
+    ],
+)
+def test_groups_that_share_memory_are_updated_in_their_order(
+    pieces: Callable[[Tensor], list[Tensor]], turned: bool
+) -> None:
+    optimizers = []
+    storage = torch.randn(40)
+    for flags in ({"fused": True}, {"foreach": False}):
+        groups = [{"params": [piece]} for piece in pieces(storage.clone())]
+        groups = groups[::-1] if turned else groups
+        options = {"lr": 0.5, "weight_decay": 0.5}
+        optimizers.append(make("SGD", groups, **flags, **options))
+    for _ in range(3):
+        step(*optimizers, calls=0)
+
+
 def test_parameters_that_are_pieces_of_one_buffer_share_a_call() -> None:
     buffer = torch.randn(60)
-    fused, loop = pair("AdamW", [buffer[:10], buffer[10:25].view(3, 5), buffer[25:]])
+    fused, loop = pair("AdamW", [buffer[:10], buffer[5:5], buffer[10:25].view(3, 5), buffer[25:]])
     for _ in range(2):
         step(fused, loop, calls=1)
 
 
+@pytest.mark.usefixtures("ways")
 def test_groups_may_be_added_and_their_parameters_exchanged() -> None:
     fused, loop = twins("Adam")
     step(fused, loop)
@@ -624,6 +701,7 @@ def test_tensors_may_be_given_other_memory(
     step(fused, loop)
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_square_that_is_turned_where_it_lies_is_seen_to_be() -> None:
     """Its address, size and type are what they were."""
     fused, loop = twins("Adam", shapes=((8, 8), (8, 8)))
@@ -638,15 +716,47 @@ def test_a_square_that_is_turned_where_it_lies_is_seen_to_be() -> None:
     step(fused, loop)
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_parameter_may_shrink_where_it_lies() -> None:
-    fused, loop = twins("SGD", shapes=((2000,),), momentum=0, dampening=0)
+    """Also to one of fewer dimensions, whose sizes and strides, as far as it has some, stay."""
+    fused, loop = twins("SGD", shapes=((2000, 1),), momentum=0, dampening=0)
     step(fused, loop)
     (param,), (other,) = params_of(fused), params_of(loop)
-    whole, kept = param.data.clone(), param.data
-    param.grad = other.grad = None
-    param.data, other.data = param.data[:100], other.data[:100]
+    for smaller in (lambda t: t[:100], lambda t: t[:, 0], lambda t: t[0]):
+        whole, kept = param.data.clone(), param.data
+        param.grad = other.grad = None
+        param.data, other.data = smaller(param.data), smaller(other.data)
+        step(fused, loop)
+        assert torch.equal(kept.flatten()[param.numel() :], whole.flatten()[param.numel() :])
+
+
+@pytest.mark.usefixtures("ways")
+def test_a_parameter_may_have_another_dtype_where_it_lies() -> None:
+    """Its address, sizes and strides are what they were."""
+    fused, loop = pair("SGD", [torch.ones(8).bfloat16()], momentum=0, dampening=0)
+    for dtype in (torch.float16, torch.bfloat16):
+        step(fused, loop)
+        for optimizer in (fused, loop):
+            (param,) = params_of(optimizer)
+            param.grad = None
+            param.data = param.data.view(dtype)
     step(fused, loop)
-    assert torch.equal(kept[100:], whole[100:])
+
+
+@pytest.mark.usefixtures("ways")
+def test_gradients_may_have_another_dtype_in_each_step() -> None:
+    fused, loop = pair("SGD", [torch.randn(2, 8).bfloat16() for _ in range(2)])
+    for param in (*params_of(fused), *params_of(loop)):
+        param.grad_dtype = None  # type: ignore[attr-defined]
+    for dtype, turned in itertools.product(
+        (torch.float32, torch.bfloat16, torch.float16, torch.float32), (False, True)
+    ):
+        grad = torch.randn(2, 8)
+        for optimizer in (fused, loop):
+            for param, its in zip(params_of(optimizer), (dtype, torch.bfloat16), strict=True):
+                param.grad = grad.t().to(its).contiguous().t() if turned else grad.to(its)
+            optimizer.step()
+        assert_twins(fused, loop)
 
 
 def test_a_model_may_change_its_dtype_between_steps() -> None:
@@ -665,6 +775,7 @@ def test_a_model_may_change_its_dtype_between_steps() -> None:
             assert param.dtype is dtype
 
 
+@pytest.mark.usefixtures("ways")
 def test_state_may_be_replaced_and_changed_between_steps() -> None:
     fused, loop = twins("Adam")
     for change in (
@@ -687,6 +798,7 @@ def test_state_may_be_replaced_and_changed_between_steps() -> None:
             assert fused.state[param]["step"] == loop.state[other]["step"]
 
 
+@pytest.mark.usefixtures("ways")
 def test_the_whole_state_may_be_taken_away() -> None:
     fused, loop = twins("Adam")
     for _ in range(3):
@@ -697,6 +809,21 @@ def test_the_whole_state_may_be_taken_away() -> None:
     assert {s["step"].item() for s in fused.state.values()} == {1.0}
 
 
+@pytest.mark.usefixtures("ways")
+def test_the_whole_state_may_be_another_dictionary() -> None:
+    fused, loop = twins("Adam")
+    left = []
+    for _ in range(3):
+        step(fused, loop)
+        for optimizer in (fused, loop):
+            left.append(optimizer.state)
+            optimizer.state = copy.copy(optimizer.state)
+            param = params_of(optimizer)[0]
+            optimizer.state[param] = {k: v.clone() for k, v in optimizer.state[param].items()}
+    step(fused, loop)
+
+
+@pytest.mark.usefixtures("ways")
 def test_state_of_two_parameters_may_be_exchanged() -> None:
     fused, loop = twins("Adam", shapes=((9,), (9,)))
     step(fused, loop)
@@ -854,6 +981,7 @@ def test_a_plan_is_kept_while_nothing_has_happened() -> None:
         assert first.calls is calls
 
 
+@pytest.mark.usefixtures("ways")
 def test_tensors_may_be_exchanged_behind_their_objects() -> None:
     """The objects of Python stay, in the group and in the state."""
     fused, loop = twins("Adam", shapes=((9,), (4, 4)))
@@ -867,6 +995,7 @@ def test_tensors_may_be_exchanged_behind_their_objects() -> None:
     step(fused, loop)
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_parameter_that_is_negated_where_it_lies_is_seen_to_be() -> None:
     fused, loop = twins("SGD", shapes=((8,), (3,)))
     for _ in range(3):
@@ -877,6 +1006,7 @@ def test_a_parameter_that_is_negated_where_it_lies_is_seen_to_be() -> None:
     step(fused, loop)
 
 
+@pytest.mark.usefixtures("ways")
 def test_slots_may_be_renamed_added_and_taken_away() -> None:
     fused, loop = twins("Adam")
     for change in (
@@ -891,6 +1021,7 @@ def test_slots_may_be_renamed_added_and_taken_away() -> None:
     step(fused, loop)
 
 
+@pytest.mark.usefixtures("ways")
 def test_a_list_of_parameters_may_be_another_list() -> None:
     fused, loop = twins("Adam")
     for change in (tuple, list, lambda params: [*params, torch.ones(2)], lambda params: params[1:]):
@@ -901,8 +1032,38 @@ def test_a_list_of_parameters_may_be_another_list() -> None:
     step(fused, loop)
 
 
-class Plain(torch.Tensor):
-    """A subclass that is asked for what is done with it."""
+@pytest.mark.usefixtures("ways")
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_list_of_parameters_may_change_where_it_is(index: int) -> None:
+    params = [torch.randn(n) for n in (5, 6, 7, 8)]
+    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    copies = [{"params": [p.clone() for p in group["params"]]} for group in groups]
+    fused, loop = make("Adam", groups, fused=True), make("Adam", copies, foreach=False)
+    for change in (
+        lambda params: params.append(torch.ones(3)),
+        lambda params: params.pop(),
+        lambda params: params.__setitem__(0, torch.ones(4)),
+        lambda params: params.__setitem__(-1, torch.ones(4)),
+        lambda params: params.reverse(),
+    ):
+        step(fused, loop)
+        for optimizer in (fused, loop):
+            change(optimizer.param_groups[index]["params"])
+    step(fused, loop)
+
+
+class Asked(torch.Tensor):
+    """A subclass that is asked for what is done with it: its gradient has the other sign inside."""
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function == torch.Tensor.grad.__set__ and args[1] is not None:
+            args = (args[0], -args[1])
+        result = super().__torch_function__(function, types, args, kwargs)
+        is_read = function == torch.Tensor.grad.__get__
+        return -result if is_read and result is not None else result
 
 
 class Guarded(nn.Parameter):
@@ -919,7 +1080,7 @@ class Guarded(nn.Parameter):
         self.given = value
 
 
-@pytest.mark.parametrize("kind", [Plain, Guarded])
+@pytest.mark.parametrize("kind", [Asked, Guarded])
 def test_what_a_class_says_is_its_gradient_is_taken(kind: Any) -> None:
     values = [torch.randn(6), torch.randn(4)]
     params = [value.clone().as_subclass(kind) for value in values]
@@ -996,13 +1157,13 @@ def in_a_transform(grad: Tensor) -> Tensor:
         torch._C._functorch._grad_decrement_nesting()
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("before", [0, 2])
 @pytest.mark.parametrize("made", [in_a_transform, lambda g: torch._efficientzerotensor(g.shape)])
 def test_gradients_without_memory_are_left_to_torch(
-    made: Callable[[Tensor], Tensor], first: bool
+    made: Callable[[Tensor], Tensor], before: int
 ) -> None:
     fused, loop = twins("SGD", shapes=((6,), (4,)))
-    if not first:
+    for _ in range(before):
         step(fused, loop)
     give(fused, loop)
     for optimizer in (fused, loop):
@@ -1057,6 +1218,7 @@ def test_any_gradients_may_be_missing_in_any_step(name: str, share: float) -> No
         assert plan(fused).calls is calls
 
 
+@pytest.mark.usefixtures("ways")
 def test_gradients_are_let_go_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also by a step that fails, and by one that is skipped."""
     fused, loop = twins("Adam")
@@ -1085,6 +1247,7 @@ def test_gradients_are_let_go_whatever_happens(monkeypatch: pytest.MonkeyPatch) 
         assert not any(grad() is not None for grad in grads), reason
 
 
+@pytest.mark.usefixtures("ways")
 def test_versions_count_steps_of_parameters_that_have_changed() -> None:
     fused, loop = twins("Adam")
     for missing in ((), (1,), (0, 2)):
@@ -1092,6 +1255,14 @@ def test_versions_count_steps_of_parameters_that_have_changed() -> None:
         step(fused, loop, missing)
         steps = [p._version - old for p, old in zip(params_of(fused), before, strict=True)]
         assert steps == [int(i not in missing) for i in range(len(steps))]
+    # One that is skipped changes none, nor does a look that finds a gradient laid out otherwise.
+    before = [p._version for p in params_of(fused)]
+    for grad in (torch.randn(64, 3), torch.randn(3, 64).t()):
+        give(fused)
+        params_of(fused)[1].grad = grad
+        fused.grad_scale, fused.found_inf = torch.tensor(1.0), torch.tensor(1.0)
+        fused.step()
+    assert [p._version for p in params_of(fused)] == before
 
 
 @pytest.mark.usefixtures("ways")
@@ -1133,6 +1304,37 @@ def test_a_place_that_is_not_found_is_not_read(monkeypatch: pytest.MonkeyPatch) 
             _watch._asked()
     with pytest.raises(LookupError):
         _watch._place([id(torch.zeros(1))], [1], 32)
+
+
+def test_functions_that_give_something_else_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their names may stay when what they take, or what they find, is another thing."""
+    handle, other = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor, torch.zeros(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch._C._aoti, handle.__name__, lambda tensor: handle(other))
+        with pytest.raises(LookupError):
+            _watch._asked()
+    library, nothing = ctypes.CDLL, ctypes.c_uint64(0)
+
+    class Another:
+        def __init__(self, path: str) -> None:
+            self._library = library(path)
+            find = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)
+            self._ZNK3c1010TensorImpl4gradEv = find(lambda tensor: ctypes.addressof(nothing))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._library, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ctypes, "CDLL", Another)
+        with pytest.raises(LookupError):
+            _watch._asked()
+
+
+def test_c_does_not_look_where_others_may_change_what_it_borrows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    assert _watch.prepared.__wrapped__() is None
 
 
 # Without the short ways
@@ -1177,6 +1379,13 @@ def test_tensors_are_told_apart_by_what_a_kernel_depends_on(
 
 def test_no_tensors_are_like_no_tensors() -> None:
     assert _watch.likeness_test([])()
+
+
+def test_a_tensor_that_comes_twice_is_like_itself() -> None:
+    tensor = torch.zeros(3)
+    are_like = _watch.likeness_test([tensor, tensor])
+    assert are_like(tensor, tensor)
+    assert not are_like(tensor, torch.zeros(4))
 
 
 # Checkpoints and copies
@@ -1303,6 +1512,18 @@ def test_shared_memory_stays_shared() -> None:
     step(fused, loop)
 
 
+def test_numbers_that_lie_apart_in_shared_memory_stay_where_they_are() -> None:
+    fused, loop = twins("Adam")
+    step(fused, loop)
+    numbers = [torch.tensor(1.0).share_memory_() for _ in SHAPES]
+    addresses = [number.data_ptr() for number in numbers]
+    for param, number in zip(params_of(fused), numbers, strict=True):
+        fused.state[param]["step"] = number
+    for missing in ((), (1,), ()):
+        step(fused, loop, missing)
+    assert [state["step"].data_ptr() for state in fused.state.values()] == addresses
+
+
 # Loss scaling
 
 
@@ -1310,6 +1531,8 @@ def test_shared_memory_stays_shared() -> None:
 def test_gradients_are_unscaled_in_the_kernel(name: str) -> None:
     fused, loop = twins(name)
     for scale in (1024.0, 3.0, 1.0):
+        for optimizer in (fused, loop):
+            optimizer.param_groups[0]["maximize"] = scale == 3.0
         give(fused, loop)
         for param in params_of(fused):
             param.grad.mul_(scale)
@@ -1399,6 +1622,19 @@ def test_a_scaler_is_told_what_the_step_does_itself() -> None:
     assert supports_scaling(copy.deepcopy(make("Adam", [one()])))
 
 
+@pytest.mark.filterwarnings("ignore:There is no fused kernel")
+def test_a_scaler_is_told_of_the_groups_that_want_kernels_now() -> None:
+    groups = [{"params": [Wrapper(torch.ones(3))]}, {"params": [torch.ones(3)], "fused": False}]
+    optimizer = make("SGD", groups, fused=True)
+    for _ in range(2):
+        assert not supports_scaling(optimizer)
+        for param in params_of(optimizer):
+            param.grad = param.detach().clone()
+        optimizer.step()
+    optimizer.param_groups[1]["fused"] = True
+    assert supports_scaling(optimizer)
+
+
 # Steps of all kinds
 
 
@@ -1455,6 +1691,7 @@ def test_a_step_in_inference_mode_is_a_step(begun: str) -> None:
         assert_twins(fused, loop)
 
 
+@pytest.mark.usefixtures("ways")
 def test_parameters_of_inference_mode_are_updated() -> None:
     with torch.inference_mode():
         params = [torch.randn(5), torch.randn(3)]
@@ -1466,6 +1703,10 @@ def test_parameters_of_inference_mode_are_updated() -> None:
             fused.step()
             loop.step()
             assert_twins(fused, loop)
+    # They count no versions, so nothing keeps a step outside from them.
+    before = snapshot(fused)
+    fused.step()
+    assert not any(map(torch.equal, params_of(fused), before))
 
 
 def test_a_compiled_step_runs_the_kernels() -> None:

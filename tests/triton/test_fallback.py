@@ -135,18 +135,18 @@ def test_an_optimizer_without_a_kernel_says_so_and_runs_the_for_loop() -> None:
 @pytest.mark.parametrize("name", ["SGD", "Adafactor"])
 def test_scaled_gradients_are_unscaled_for_the_for_loop(name: str) -> None:
     """A scaler does not unscale for an optimizer with a kernel, nor skip its steps: groups without
-    one are looked after."""
+    one are looked after, and parameters without a gradient left alone."""
     torch.manual_seed(0)
-    params = [torch.randn(4, 3).requires_grad_() for _ in range(2)]
+    params = [torch.randn(4, 3).requires_grad_() for _ in range(4)]
     copies = [p.detach().clone().requires_grad_() for p in params]
-    groups = [{"params": params[:1]}, {"params": params[1:], "fused": False}]
+    groups = [{"params": params[:2]}, {"params": params[2:], "fused": False}]
     fused = getattr(generated, name)(groups, lr=0.1, fused=True)
     loop = getattr(generated, name)(copies, lr=0.1, foreach=False)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**17)
     for factor in (1.0, torch.inf, -3.0):
         for optimizer, tensors in ((fused, params), (loop, copies)):
             optimizer.zero_grad()
-            loss = factor * sum((t * t).sum() for t in tensors)
+            loss = factor * sum((t * t).sum() for t in tensors[::2])
             (scaler.scale(loss) if optimizer is fused else loss).backward()
         scaler.step(fused)
         scaler.update()

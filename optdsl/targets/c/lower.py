@@ -145,7 +145,7 @@ def _pass(kernel: Kernel, each: Pass, name: str, loop: str, does: str) -> PassVi
 
 # What becomes of the terms of a reduction, and of their total: the total of a tensor is a term
 # where all parameters make a number.
-COMBINED = {"max_abs": ("keep_larger", "largest")}
+COMBINED = {"norm": ("add_square", "total"), "max_abs": ("keep_larger", "largest")}
 FINISHED = {"mean": "{} / size_of(batch, tensor)", "norm": "sqrt({})"}
 
 

@@ -55,7 +55,7 @@ static inline T N(minimum)(T x, T y)
 // -1, 0 or 1. NaN has sign 0, as in torch.
 static inline T N(sign)(T x)
 {
-    return (T)((x > 0) - (x < 0));
+    return (T)(x > 0) - (T)(x < 0);
 }
 
 // One of two values, both of which are computed.
@@ -68,6 +68,12 @@ static inline T N(where)(bool condition, T x, T y)
 static inline T N(number)(double x)
 {
     return x != x ? (T)NAN : (T)x;
+}
+
+// A square is exact where T is float: then one operation gives the sum that two do.
+static ALWAYS_INLINE void N(add_square)(double *found, double x)
+{
+    *found = sizeof(T) == sizeof(float) ? fma(x, x, *found) : *found + x * x;
 }
 
 #undef T

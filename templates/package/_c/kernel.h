@@ -18,6 +18,12 @@
 #include <string.h>
 #include <tgmath.h>
 
+// Of two choices behind each other, gcc makes branches with a copy of the second in each, and of
+// these conditions of conditions: Rprop gets twice as many instructions.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-thread-jumps")
+#endif
+
 enum {
     STEP = 64,        // elements in one step of the loop: full vectors of every kind
     BLOCK = 256,      // elements that may be stored together
@@ -102,6 +108,7 @@ static inline double *reductions(const struct batch *batch, int64_t tensor, int6
 #define sign TYPED(sign)
 #define where TYPED(where)
 #define number TYPED(number)
+#define add_square TYPED(add_square)
 
 static inline bool both(bool x, bool y)
 {
@@ -124,11 +131,6 @@ static inline bool negation(bool x)
 static inline double widened(double x)
 {
     return x;
-}
-
-static inline double square(double x)
-{
-    return x * x;
 }
 
 static inline double product(double x, double y)
@@ -327,12 +329,21 @@ static inline void update_chunk(
     }
 }
 
-static inline int64_t next_of(int64_t *taken)
+// A thread has a share of all chunks, the same in each step: `each` of them. It goes on with those
+// that others have not come to, beside whom another program may run. With `back`, the last chunk of
+// a share comes first. The result is `each * threads` where none is left.
+static inline int64_t next_chunk(
+    int64_t *taken, int64_t threads, int64_t each, int64_t own, bool back)
 {
-    int64_t next;
+    for (int64_t i = 0; i < threads; i++) {
+        const int64_t share = (own + i) % threads;
+        int64_t next;
 #pragma omp atomic capture
-    next = (*taken)++;
-    return next;
+        next = taken[share]++;
+        if (next < each)
+            return share * each + (back ? each - 1 - next : next);
+    }
+    return threads * each;
 }
 
 static inline void update_all(const struct batch *batch, int64_t operands, update_piece *update)
@@ -342,20 +353,15 @@ static inline void update_all(const struct batch *batch, int64_t operands, updat
         update_chunk(batch, operands, 0, total, update);
         return;
     }
-    // A thread has a share, the same in each step, of several chunks. It goes on with those that
-    // others have not come to, beside whom another program may run.
-    const int64_t chunks = (total + CHUNK * threads - 1) / (CHUNK * threads);
-    const int64_t size = (total + chunks * threads - 1) / (chunks * threads);
+    const int64_t each = (total + CHUNK * threads - 1) / (CHUNK * threads);
+    const int64_t chunks = threads * each, size = (total + chunks - 1) / chunks;
     int64_t taken[threads];
     memset(taken, 0, sizeof taken);
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int64_t own = 0; own < threads; own++)
-        for (int64_t i = 0; i < threads; i++) {
-            const int64_t share = (own + i) % threads;
-            for (int64_t next; (next = next_of(taken + share)) < chunks;) {
-                const int64_t from = (share * chunks + next) * size;
-                update_chunk(batch, operands, cut(batch, from), cut(batch, from + size), update);
-            }
+        for (int64_t n; (n = next_chunk(taken, threads, each, own, false)) < chunks;) {
+            const int64_t from = n * size, to = from + size;
+            update_chunk(batch, operands, cut(batch, from), cut(batch, to), update);
         }
 }
 
@@ -407,7 +413,15 @@ static inline int64_t end_of(const struct batch *batch, const struct stages *sta
     return batch->end ? batch->end : stages->count;
 }
 
-// All that a call does to a tensor which is a chunk or less: one thread, that finds it in the cache.
+// Whether one thread does to a tensor all that a call does, and finds it in its cache when it comes
+// to the update: to a chunk or less, and where each thread has several such tensors.
+static inline bool is_alone(const struct batch *batch, int64_t tensor)
+{
+    const int64_t total = batch->start[batch->count], threads = batch->threads;
+    const int64_t size = size_of(batch, tensor);
+    return threads == 1 || size <= CHUNK || size <= total / (8 * threads);
+}
+
 static inline void update_alone(
     const struct batch *batch, const struct stages *stages, int64_t tensor)
 {
@@ -449,10 +463,11 @@ static inline void go_through(
     for (int64_t tensor = low; from < to; tensor++) {
         const int64_t before = first_piece(batch, tensor), size = size_of(batch, tensor);
         const int64_t behind = first_piece(batch, tensor + 1), stop = behind < to ? behind : to;
-        if (size <= CHUNK && !stage && from == before)
+        const bool alone = is_alone(batch, tensor);
+        if (alone && !stage && from == before)
             update_alone(batch, stages, tensor);
         for (; from < stop; from++) {
-            if (size <= CHUNK || (from - before) * PIECE >= size)
+            if (alone || (from - before) * PIECE >= size)
                 continue;
             const struct piece piece = piece_of(batch, tensor, from - before);
             if (stage)
@@ -467,23 +482,23 @@ static inline void update_in_stages(const struct batch *batch, const struct stag
 {
     const int64_t pieces = first_piece(batch, batch->count), threads = batch->threads;
     // Enough for each thread to take fewer where another program runs beside it.
-    const int64_t most = 16 * threads, chunks = pieces < most ? pieces : most;
+    const int64_t all = (pieces + threads - 1) / threads, each = all < 16 ? all : 16;
+    const int64_t chunks = threads * each, end = end_of(batch, stages);
+    int64_t taken[(end + 1) * threads];
+    memset(taken, 0, sizeof taken);
 #pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        for (int64_t i = batch->begin; i < end_of(batch, stages); i++) {
-            const struct stage *stage = stages->first + i;
-#pragma omp for schedule(dynamic)
-            for (int64_t chunk = 0; chunk < chunks; chunk++)
-                go_through(
-                    batch, stages, stage, pieces * chunk / chunks, pieces * (chunk + 1) / chunks);
+    for (int64_t i = batch->begin; i <= end; i++) {
+        const struct stage *stage = i < end ? stages->first + i : NULL;
+        int64_t *now = taken + i * threads;
+#pragma omp for schedule(static, 1)
+        for (int64_t own = 0; own < threads; own++)
+            // What a thread has measured last is most surely in its cache.
+            for (int64_t n; (n = next_chunk(now, threads, each, own, !stage)) < chunks;)
+                go_through(batch, stages, stage, pieces * n / chunks, pieces * (n + 1) / chunks);
 #pragma omp for
-            for (int64_t tensor = 0; tensor < batch->count; tensor++)
-                if (size_of(batch, tensor) > CHUNK)
-                    finish_tensor(batch, stage, tensor);
-        }
-#pragma omp for schedule(dynamic)
-        for (int64_t chunk = 0; chunk < chunks; chunk++)
-            go_through(batch, stages, NULL, pieces * chunk / chunks, pieces * (chunk + 1) / chunks);
+        for (int64_t tensor = 0; tensor < batch->count; tensor++)
+            if (stage && !is_alone(batch, tensor))
+                finish_tensor(batch, stage, tensor);
     }
 }
 

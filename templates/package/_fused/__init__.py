@@ -39,7 +39,9 @@ def step(optimizer: Optimizer, groups: list[Group]) -> list[Group]:
     found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
     # Only the device knows then which step it is: the host must not compute with it.
     on_device = found_inf is not None or any(g["capturable"] for g in groups)
-    place = _places.setdefault(optimizer, _Place())
+    place = _places.get(optimizer)
+    if place is None:
+        place = _places.setdefault(optimizer, _Place())
     with place.lock:
         plan = place.plan = _current(optimizer, groups, on_device, place.plan)
         changed = False
