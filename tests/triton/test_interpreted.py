@@ -33,6 +33,8 @@ def run(file: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+# A file is one test here: minutes, and more of them on a machine that others use.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("file", FILES)
 def test_kernels_in_the_interpreter(file: str) -> None:
     run(file)
