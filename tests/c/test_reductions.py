@@ -90,15 +90,22 @@ def test_steps_are_the_interpreters_to_a_few_ulps(
                 assert error <= limit, (slot, error)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# Of many large tensors, two threads take whole ones; three and more share each.
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [
+        *((dtype, [300_001, 1, 65_536, 7, 65_537, 0, 33, 200_000, *[5] * 40]) for dtype in DTYPES),
+        (torch.float32, [300_000] * 18),
+    ],
+    ids=lambda value: f"{len(value)} tensors" if isinstance(value, list) else str(value),
+)
 def test_threads_alignment_and_the_tensors_beside_decide_nothing(
-    dtype: torch.dtype, tmp_path: Path
+    dtype: torch.dtype, sizes: list[int], tmp_path: Path
 ) -> None:
     found = kernels.program("lamb")
     one = kernels.kernel(FOLDER / "lamb.c", found, {"param": dtype}, {"ADAPTIVE": True})
     functions, _ = compiled([one], tmp_path)
     torch.manual_seed(0)
-    sizes = [300_001, 1, 65_536, 7, 65_537, 0, 33, 200_000, *[5] * 40]
     start = [[torch.rand(n, dtype=torch.float64).to(dtype) for n in sizes] for _ in range(4)]
     row = found.scalars(0.01, 0.9, 0.99, 1e-8, 0.125, 0.0, torch.inf, 3.0)
 
