@@ -223,7 +223,7 @@ if __name__ == "__main__":
         # Triton reads it when it is imported; the modules above have done that.
         os.environ["TRITON_INTERPRET"] = "1"
         os.execv(sys.executable, [sys.executable, "-m", "tests.triton.product", *sys.argv[1:]])
-    from tests.triton.interpreted import bfloat16
+    from tests.triton.interpreted import interpreter
 
-    bfloat16.install()
+    interpreter.install()
     main()

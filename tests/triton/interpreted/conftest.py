@@ -4,8 +4,8 @@ here in a process of their own."""
 import os
 
 if os.environ.get("TRITON_INTERPRET") == "1":
-    import bfloat16
+    import interpreter
 
-    bfloat16.install()
+    interpreter.install()
 else:
     collect_ignore_glob = ["test_*.py"]
