@@ -29,6 +29,9 @@ VARIATIONS = {**for_loop.VARIATIONS, "ASGD": {**for_loop.VARIATIONS["ASGD"], "t0
 STEPS = {name: 8 if name == "RAdam" else 4 for name in NAMES}
 # One element, less than a vector, less than a block, odd, several blocks, none.
 SIZES = (1, 7, 64, 513, 1000, 4097, 0)
+# Of these, what a case of many has of each alignment, and several blocks. A block is 1024 elements
+# and takes the interpreter ten milliseconds.
+ALIGNED, MISALIGNED = (1, 64, 513, 0), (7, 1000)
 # What moves parameters.
 LR = {"Adadelta": 1.0}
 # The groups share a launch: its rows differ in the branch that they take.
@@ -281,9 +284,10 @@ def optimizer(name: str, dtype: torch.dtype, **arguments: Any) -> tuple[Any, tup
     lr = LR.get(name, 0.01)
     second = {"lr": 0.3 * lr, **SECOND_GROUP.get(name, {})}
     third = THIRD_GROUP.get(name, {"weight_decay": 0})
+    several = _precision.FEWEST + 1 if arguments.get("state_dtype") == "int8" else 2049
     groups = [
-        {"params": parameters(dtype)},
-        {"params": parameters(dtype, shift=1), **second},
+        {"params": parameters(dtype, sizes=(*ALIGNED, several))},
+        {"params": parameters(dtype, shift=1, sizes=(*MISALIGNED, several)), **second},
         {"params": parameters(dtype, sizes=(64, 513)), **third},
     ]
     return getattr(generated, name)(groups, **{"lr": lr, **arguments}, fused=True), (0, 0, 1)
