@@ -59,8 +59,6 @@ LIMITS = {
     # What is added is a sum that has been divided.
     ("SNGM", "momentum_buffer"): 8,
 }
-# Slots that have the parameter among their terms: their last place is taken where that was.
-FROM_PARAM = {("ASGD", "ax")}
 # In float64 the sixth step of RAdam is sensitive to beta2 ** step, which libraries round in two
 # ways. A unit of it, 2 ** -53, is 12 / (1 - beta2 ** 6) ** 2 times as much of rho_t, and three
 # tenths of that, relatively, of the step: 2 ** -36 with 0.999, which is 2 ** 17 units of a
@@ -242,6 +240,19 @@ def undecided(name: str, group: dict[str, Any], grad: Array, given: dict[str, Ar
     return np.abs(direction) <= 2.0**-20 * terms
 
 
+def other_terms(
+    name: str, key: str, group: dict[str, Any], grad: Array, given: dict[str, Array]
+) -> Array | float:
+    """The size of what else is in a sum, beside its old and its new value: its last place is taken
+    there. An average may begin as the parameter, and momentum may cancel a gradient."""
+    if (name, key) == ("ASGD", "ax"):
+        return np.abs(given["param"])
+    if (name, key) == ("SGD", "param"):
+        buffer = given.get("momentum_buffer", np.zeros_like(grad))
+        return hyperparameters(group)["lr"] * (np.abs(buffer) + np.abs(grad))
+    return 0.0
+
+
 # The largest errors of a parameter or slot, by its name and the dtype whose units they are in.
 Errors = dict[tuple[str, torch.dtype], float]
 
@@ -268,8 +279,7 @@ def step_and_compare(name: str, optimizer: Any) -> Errors:
         for key, (actual, away) in found.items():
             assert actual.shape == expected[key].shape
             past = old.get(key, np.zeros_like(expected[key]))
-            if (name, key) in FROM_PARAM:
-                past = np.abs(past) + np.abs(old["param"])
+            past = np.abs(past) + other_terms(name, key, group, grad, old)
             errors = ulps(actual, expected[key], past, away)
             if key == "param":
                 errors = errors[~skip]
