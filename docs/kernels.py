@@ -38,6 +38,10 @@ kernels were compiled for GPUs that were not there, and run by Triton's interpre
 """
 
 
+def part(count: int, of: int) -> str:
+    return f"all {of:,}" if count == of else f"{count:,} of {of:,} so far"
+
+
 def on_gpus(report: dict[str, Any]) -> Iterator[str]:
     """The kernels of each algorithm, and of all."""
     rows = report["gpu"]
@@ -52,7 +56,7 @@ def on_gpus(report: dict[str, Any]) -> Iterator[str]:
 
 Every algorithm with each set of its options and each way to store parameters and slots, compiled by
 Triton {report["triton"]} for blocks of {report["block"]:,} elements and {report["threads"]}
-threads: {count:,} of {report["of on gpus"]:,} kernels so far.
+threads. Kernels: {part(count, report["of on gpus"])}.
 `spilling` counts those whose registers do not suffice, `narrow` those with an access to aligned
 tensors that is narrower than a thread's share of a block allows, which is 128 bits but for slots of
 8 bits.
@@ -111,14 +115,13 @@ def values(product: dict[str, Any]) -> Iterator[str]:
 Triton's interpreter runs each kernel on tensors of all alignments and tails, for some steps, each
 from what the last one has stored; the reference computes in float64 what the spec means. A case is
 a set of options, a way to store, and where the numbers of a step are computed. Cases:
-{product["cases"]:,} of {product["of"]:,} so far; failed:
-{len(product["failures"])} ({versions}).
+{part(product["cases"], product["of"])}; failed: {len(product["failures"])} ({versions}).
 
-Errors are in units of the last place of the dtype, where the old and the new value together are. In
-16 bits 1 is the neighbour of the correctly rounded value. What is stored in more bits than its
-dtype has counts as float32, and what is rounded at random counts by how far it lies beyond both
-neighbours. `tests/triton/interpreted/oracle.py` has the limits, and reasons for those that are
-large.
+Errors are in units of the last place of the dtype, where the old and the new value and what else is
+in a sum together are. In 16 bits 1 is the neighbour of the correctly rounded value. What is stored
+in more bits than its dtype has counts as float32, and what is rounded at random counts by how far
+it lies beyond both neighbours. `tests/triton/interpreted/oracle.py` has the limits, and reasons for
+those that are large.
 """
     yield table(list(rows[0]), (row.values() for row in rows))
 
