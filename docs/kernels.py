@@ -38,6 +38,13 @@ kernels were compiled for GPUs that were not there, and run by Triton's interpre
 """
 
 
+SPILLING = """\
+These spill, so many bytes for a thread. There are 255 registers, but the assembler takes fewer to
+have room for another block on a multiprocessor. Allowed 255 by `.maxnreg` it does not spill: seen
+for RMSprop, whose kernel then takes 80.
+"""
+
+
 def part(count: int, of: int) -> str:
     return f"all {of:,}" if count == of else f"{count:,} of {of:,} so far"
 
@@ -76,6 +83,11 @@ tensors that is narrower than a thread's share of a block allows, which is 128 b
             for own in [[row for row in rows if row["arch"] == arch]]
         ),
     )
+    spilling = [row for row in report["faults"] if row.get("spilled")]
+    if spilling:
+        yield SPILLING
+        names = ("kernel", "options", "stored", "arch", "registers", "spilled")
+        yield table(names, ((row[name] for name in names) for row in spilling))
     yield "The most registers that a thread takes in any kernel of an algorithm:\n"
     found = {(row["module"], row["arch"]): row["registers"] for row in rows}
     names = sorted({row["module"] for row in rows})

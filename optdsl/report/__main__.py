@@ -19,7 +19,7 @@ import importlib.metadata
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, fields
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def counted(
     on_gpus: Sequence[gpu.Row] = (), here: Sequence[cpu.Row] = ()
 ) -> dict[str, list[dict[str, Any]]]:
     """The rows of each algorithm in one, for each GPU and for the CPU: how many kernels there are,
-    the most that one needs, and how many are not as they should be."""
+    the most that one needs, and how many are not as they should be; and which these are."""
     groups: dict[tuple[str, str], list[gpu.Row]] = {}
     for row in on_gpus:
         groups.setdefault((row.arch, row.kernel.partition(".")[0]), []).append(row)
@@ -87,6 +87,10 @@ def counted(
                 "scalar": sum(not row.is_fine for row in rows),
             }
             for module, rows in of_algorithms.items()
+        ],
+        "faults": [
+            *(asdict(row) for row in on_gpus if not row.is_fine),
+            *(asdict(row) for row in here if not row.is_fine),
         ],
     }
 

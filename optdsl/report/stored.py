@@ -73,10 +73,12 @@ def constants(
 ) -> dict[str, torch.dtype | bool | str]:
     """What the runtime specialises a kernel by, for the flags that are on: options and slots."""
     members = importlib.import_module(f"{package}._fused._members")
-    dtypes = dict.fromkeys(program.SLOTS, storage.slot)
+    on = frozenset(chosen)
+    there_are = (n for n in program.SLOTS if n in on or n not in program.OPTIONAL_SLOTS)
+    dtypes = dict.fromkeys(there_are, storage.slot)
     dtypes |= {"param": storage.param, "grad": storage.param}
     found: dict[str, torch.dtype | bool | str] = members.constants(
-        program, dtypes, tuple(chosen), storage.roundings
+        program, dtypes, on, storage.roundings
     )
     return found
 

@@ -34,6 +34,14 @@ def test_loop_is_copied_for_each_combination_of_conditions() -> None:
     assert {(row.kernel, row.loops) for row in rows} == {("adam", 2), ("radam", 4)}
 
 
+def test_slot_that_is_absent_leaves_two_elements_to_a_word() -> None:
+    """SGD without momentum: the type that its buffer would have is not in the way of 16 bits, here
+    as in a step."""
+    rows = cpu.report(names=["sgd"], stored=["bfloat16, float32 slots", "bfloat16, 8-bit slots"])
+    assert len(rows) == 8
+    assert all(row.is_fine for row in rows), rows
+
+
 def test_what_a_file_keeps_is_not_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
